@@ -14,7 +14,7 @@ from django.test import Client
 from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
-from audiences.delivery import account_switch, backoff, claims, drafts, holds, provision
+from audiences.delivery import account_switch, backoff, claims, drafts, holds, provision, shared_ids
 from audiences.delivery.account_switch import Connection
 from audiences.delivery.leases import LeaseLostError
 from audiences.models import (
@@ -38,6 +38,7 @@ from audiences.operations import (
     changes,
     forgetting,
     guards,
+    other_id,
     resends,
     retiring,
     skips,
@@ -593,9 +594,15 @@ def test_an_audience_that_the_old_account_never_had_is_not_emptied_there(
 
 @pytest.mark.parametrize("phase", [Phase.CHOOSE, Phase.EMPTY, Phase.REMOVE])
 def test_an_audience_in_the_old_account_that_another_install_uses_now_is_not_emptied(
-    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, phase: str
+    odp: ThreadedSandbox,
+    shop: Install,
+    gold: Audience,
+    new: ThreadedSandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    phase: str,
 ) -> None:
-    """After the switch its ODP id is free in the old account, so another install may make its audience there."""
+    """An older version let another install make its audience there after the switch."""
+    monkeypatch.setattr(shared_ids, "_left_behind", lambda install, odp_id: None)
     begin(shop, new, empties=True)
     until(shop, Phase.LEASES)
     GuidedChange.objects.update(left_out={"lytics_earlier": "a reason"})
@@ -610,6 +617,49 @@ def test_an_audience_in_the_old_account_that_another_install_uses_now_is_not_emp
     assert (members(odp), segments(odp)) == (BEFORE, ["lytics_gold"])
     assert members(new) == BEFORE
     assert_all_is_well(gold, theirs)
+
+
+@by_each_mechanism
+@pytest.mark.parametrize("has_another_id", [False, True])
+def test_another_install_gets_no_id_under_which_the_old_account_has_members(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox, *, has_another_id: bool
+) -> None:
+    """Its audience would show the members whom the install has left in the old account."""
+    if has_another_id:
+        provision.use_id(gold.pk, "lytics_gold_two")
+        assert resends.resync(gold, by="kim", reason="a test")
+        work(shop)
+    begin(shop, new)
+    assert finish(shop).problem == ""
+    other = make_install(odp, name="Other", mechanism=shop.mechanism)
+    drafts.note_key(other.pk, problem="")
+    theirs = make_audience(other, provisioned=False)
+    enter(theirs, "zoe")
+    drain_all(other)
+    assert "ODP still has its members there" in lane_of(theirs).block_reason
+    assert members(odp) == BEFORE
+    assert other_id.use(theirs, "lytics_theirs", by="kim", reason="a test")
+    theirs.refresh_from_db()
+    assert "ODP still has members of" in other_id.problem_of(theirs, "lytics_gold")
+
+
+def test_another_install_gets_an_id_that_was_emptied_in_the_old_account(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, new: ThreadedSandbox
+) -> None:
+    begin(shop, new, empties=True)
+    until(shop, Phase.EMPTY)
+    other = make_install(odp, name="Other", mechanism=shop.mechanism)
+    drafts.note_key(other.pk, problem="")
+    theirs = make_audience(other, provisioned=False)
+    enter(theirs, "zoe")
+    drain_all(other)
+    assert "ODP still has its members there" in lane_of(theirs).block_reason
+    change = finish(shop)
+    assert (change.problem, change.left_out) == ("", {})
+    assert holds.unblock(lane_of(theirs))
+    drain_all(other)
+    assert members(odp) == ["zoe"]
+    assert members(new) == BEFORE
 
 
 def test_an_audience_with_another_odp_id_since_its_copy_is_copied_again(

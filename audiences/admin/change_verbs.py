@@ -12,8 +12,8 @@ from unfold.widgets import (
 
 from audiences.admin.pages import count, number
 from audiences.admin.verbs import AskReason, Verb
-from audiences.delivery import account_switch
 from audiences.delivery.account_switch import Connection
+from audiences.delivery.odp_account import name_of
 from audiences.insight import evidence
 from audiences.models import AudienceMove, GuidedChange, Install
 from audiences.operations import account_changes, changes, identifier_changes
@@ -135,7 +135,7 @@ class ChangeAccount(Verb[Install]):
         return not changes.problem_of_account_now(install)
 
     def seen(self, install: Install) -> str:
-        return account_switch.name_of(install)
+        return name_of(install)
 
     def consequence(self, install: Install) -> str:
         plan = account_changes.plan(install)
@@ -147,7 +147,7 @@ class ChangeAccount(Verb[Install]):
             else ""
         )
         return (
-            f"This install sends to {account_switch.name_of(install)}. {count(plan.audiences, 'audience')} with"
+            f"This install sends to {name_of(install)}. {count(plan.audiences, 'audience')} with"
             f" {count(plan.members, 'member')} will be created in the other account and filled from the ledger:"
             f" {count(plan.requests, 'request')}{least}. A sample of each is verified there. Events from Lytics are"
             f" sent to the present account until {number(round(plan.waits_seconds))} s after the last copied member."

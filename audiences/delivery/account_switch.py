@@ -11,7 +11,6 @@ from typing import NamedTuple
 from django.db.models import QuerySet
 
 from audiences.delivery import backoff, drafts, holds
-from audiences.delivery.odp_account import account_of
 from audiences.delivery.provision import NO_HOLD
 from audiences.models import Audience, GuidedChange, Install, Lane
 
@@ -33,12 +32,6 @@ def connected(install: Install, connection: Connection) -> Install:
     other = copy.copy(install)
     other.region, other.odp_host, other.odp_api_key = connection
     return other
-
-
-def name_of(install: Install) -> str:
-    """The install's account as people know it: the public part of its key, and its host."""
-    account = account_of(install)
-    return f"{account.public_part or 'an unreadable key'} at {account.host}"[:100]
 
 
 def is_changing(install_id: int) -> bool:

@@ -36,6 +36,12 @@ def account_of(install: Install) -> Account:
     return Account(public_part, host_of(api_key=key, region=install.region, host=install.odp_host))
 
 
+def name_of(install: Install) -> str:
+    """The install's account as people know it: the public part of its key, and its host."""
+    account = account_of(install)
+    return f"{account.public_part or 'an unreadable key'} at {account.host}"[:100]
+
+
 def same_account(one: Install, other: Install) -> bool:
     return bool(account_of(one).public_part) and account_of(one) == account_of(other)
 

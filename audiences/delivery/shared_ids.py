@@ -5,11 +5,12 @@ customers that the other one entered. So the second audience isn't created in OD
 another id, or its install another prefix.
 """
 
+from django.db.models import Q
 from django.utils.timezone import now
 
 from audiences import naming
-from audiences.delivery.odp_account import mechanism_for, same_account
-from audiences.models import Audience, Install
+from audiences.delivery.odp_account import mechanism_for, name_of, same_account
+from audiences.models import Audience, AudienceMove, Install
 from odp.mechanisms import Refusal
 from odp.outcomes import Answer, Outcome
 
@@ -50,7 +51,8 @@ def conflict(audience: Audience) -> Answer | Refusal | None:
     if moved is not None and moved.install_id != audience.install_id:
         return Refusal(
             f"The ODP id {audience.odp_id} belonged to {moved.odp_id}, an audience of the install {moved.install.name}."
-            " ODP still has its members there. Press Use another ODP id."
+            " ODP still has its members there. Press Use another ODP id; or, while no audience of this install is in"
+            " ODP, enter another prefix of ODP ids in its settings."
         )
     return None
 
@@ -66,10 +68,34 @@ def retired_before(audience: Audience) -> Audience | None:
 
 
 def moved_from(audience: Audience, odp_id: str) -> Audience | None:
-    """Another audience that had this id in the audience's account before it got another one."""
+    """Another audience that had this id in the audience's account before it got another id, or its install changed to
+    another account.
+    """
     others = Audience.objects.filter(former_odp_ids__contains=[odp_id]).exclude(pk=audience.pk)
     found = others.select_related("install").order_by("pk")
-    return next((one for one in found if same_account(one.install, audience.install)), None)
+    return next(
+        (one for one in found if same_account(one.install, audience.install)), _left_behind(audience.install, odp_id)
+    )
+
+
+def _left_behind(install: Install, odp_id: str) -> Audience | None:
+    """An audience of another install that had this id in the install's account, and wasn't emptied there when its
+    install changed to another account.
+    """
+    had = Q(odp_id=odp_id) | Q(audience__former_odp_ids__contains=[odp_id])
+    # Without a number, its lane had delivered nothing to that account.
+    moves = AudienceMove.objects.filter(had, change__before=name_of(install), from_sequence__gt=0)
+    switched = moves.filter(change__switched_at__isnull=False).exclude(change__install=install.pk)
+    last = {move.audience_id: move for move in switched.select_related("change", "audience__install").order_by("pk")}
+    return next(
+        (
+            move.audience
+            for move in last.values()
+            if (move.stage != AudienceMove.Stage.DONE or move.odp_id != odp_id or odp_id in move.change.left_out)
+            and not same_account(move.audience.install, install)
+        ),
+        None,
+    )
 
 
 def was_exchanged(audience: Audience) -> bool:

@@ -11,7 +11,7 @@ from django.db.models import F, Q, QuerySet
 from audiences import odp_hosts
 from audiences.delivery import account_switch, leases, shared_ids
 from audiences.delivery.account_switch import Connection
-from audiences.delivery.odp_account import client_of, mechanism_for, same_account
+from audiences.delivery.odp_account import client_of, mechanism_for, name_of, same_account
 from audiences.encryption import Unreadable
 from audiences.models import Audience, Forgotten, GuidedChange, Install, Retirement
 from audiences.operations import retiring
@@ -95,7 +95,7 @@ def _of_account(install: Install, other: Install) -> str:
         return f"{why} Begin when that has ended."
     found = segments.ids(client_of(other), seconds=SECONDS)
     if isinstance(found, Answer):
-        return f"{account_switch.name_of(other)} could not be used. {found.reason or 'It has no list of audiences.'}"
+        return f"{name_of(other)} could not be used. {found.reason or 'It has no list of audiences.'}"
     if (taken := shared_ids.taken(other)) is not None:
         return (
             f"The install {taken.install.name} uses the ODP id {taken.odp_id} in that account already. With one id, an"

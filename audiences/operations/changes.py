@@ -19,7 +19,7 @@ from django.db.models.functions import Now
 from audiences import sessions
 from audiences.delivery import account_switch, backoff, leases, mechanism_switch
 from audiences.delivery.account_switch import Connection
-from audiences.delivery.odp_account import Gate, client_of, mechanism_of
+from audiences.delivery.odp_account import Gate, client_of, mechanism_of, name_of
 from audiences.insight import heartbeats
 from audiences.models import Audience, GuidedChange, Install, Retirement
 from audiences.operations import account_changes, account_steps, change_steps, identifier_changes, identifier_steps
@@ -180,8 +180,8 @@ def begin_account(install: Install, to: Connection, *, empties: bool, by: str, r
     if problem_of_account(install, to):
         return None
     change = GuidedChange(kind=Kind.ACCOUNT, install=install, phase=GuidedChange.Phase.TELL_APART)
-    change.before = account_switch.name_of(install)
-    change.after = account_switch.name_of(account_switch.connected(install, to))
+    change.before = name_of(install)
+    change.after = name_of(account_switch.connected(install, to))
     change.other_region, change.other_host, change.other_api_key = to
     change.empties, change.by, change.reason = empties, by, reason
     change.total = Audience.objects.filter(install=install, provisioned_at__isnull=False).count()
