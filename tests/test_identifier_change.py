@@ -22,7 +22,7 @@ from audiences.operations import changes, guards, identifier_changes, identifier
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
 from tests import guided
-from tests.delivering import drain_all, lane_of, make_audience, make_install
+from tests.delivering import drain_all, hold_runs_out, lane_of, make_audience, make_install
 from tests.guided import MOST, step, steps_with_deaths
 from tests.lytics_api import Lytics
 from tests.messages import body, message, transition
@@ -318,6 +318,59 @@ def test_an_audience_that_was_retired_before_the_switch_comes_back_by_an_audit_a
     assert resends.repair(audit, by="sam", reason="a test")
     work(shop)
     assert odp.members(AUDIENCE) == [mail(who) for who in ("kim", "lee", "mia")]
+
+
+def silver_that_odp_does_not_make(odp: ThreadedSandbox, shop: Install) -> Audience:
+    """An audience with three waiting entries by the Lytics ID."""
+    odp.fault({"path": "/v3/schema", "method": "POST"}, {"status": 503})
+    event = transition("enter", segment="s2", slug="silver")
+    ingest.receive(shop, body(*(message(event, who=who) for who in ("kim", "lee", "zoe"))))
+    drain_all(shop)
+    return Audience.objects.get(slug="silver")
+
+
+def test_an_audience_that_odp_does_not_have_yet_is_changed_when_it_has_it(
+    odp: ThreadedSandbox, shop: Install, people: People
+) -> None:
+    """Its waiting events are of the old field, and it comes after the audiences that are done."""
+    silver = silver_that_odp_does_not_make(odp, shop)
+    begin(shop)
+    for _ in range(20):
+        step(shop)
+        work(shop)
+    change = GuidedChange.objects.get()
+    assert (change.done, change.audience, change.phase) == (1, silver, Phase.AUDIT)
+    assert change.waits_for
+    odp.clear_faults()
+    hold_runs_out(shop)
+    work(shop)
+    assert finish(shop).problem == ""
+    assert odp.members("lytics_silver") == odp.members(AUDIENCE) == [mail("kim"), mail("lee"), mail("mia")]
+
+
+def test_a_newer_audience_that_odp_does_not_make_holds_nothing_up(odp: ThreadedSandbox, shop: Install) -> None:
+    begin(shop)
+    until(shop, Phase.AUDIT)
+    silver_that_odp_does_not_make(odp, shop)
+    change = finish(shop)
+    assert (change.problem, change.done) == ("", 1)
+
+
+def test_the_form_of_a_draft_with_waiting_events_asks_about_another_field(
+    odp: ThreadedSandbox, shop: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is in ODP. What waits is sent by the old field, and its exits come by the new one."""
+    Audience.objects.update(provisioned_at=None)
+    before, after = Install.objects.get(), Install.objects.get()
+    after.identifier_field = "email"
+    assert "Press Change identifier" in guards.refusals(before, after)["identifier_field"]
+    Install.objects.update(key_accepted_at=None)
+    before = Install.objects.get()
+    assert guards.refusals(before, after) == {}
+    (question,) = guards.questions(before, after)
+    assert "also those who enter by waiting events" in question.consequence
+    Audience.objects.update(last_sequence=0)
+    assert guards.questions(before, after) == []
 
 
 def test_the_change_waits_for_the_repair_of_a_person(odp: ThreadedSandbox, shop: Install) -> None:

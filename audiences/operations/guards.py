@@ -14,7 +14,7 @@ from audiences.delivery import account_switch
 from audiences.delivery.odp_account import account_of, client_of, same_account
 from audiences.insight import evidence, trials
 from audiences.models import Audience, GuidedChange, Install, Receipt
-from audiences.operations import changes
+from audiences.operations import changes, identifier_changes
 from odp import segments
 from odp.client import Client
 from odp.mechanisms import Passthrough
@@ -47,15 +47,15 @@ def refusals(before: Install, after: Install) -> dict[str, str]:
     """Why a change is refused, by field; empty when it is allowed."""
     if conflict := _conflict(before, after):
         return conflict
-    number = made(before)
-    if not number:
-        return {}
     found = {}
     if before.identifier_field != after.identifier_field and not changes.problem_of_identifier(before):
         found["identifier_field"] = (
             "Press Change identifier at the top of this page: it replaces the members in ODP, which are known by"
             f" {before.identifier_field}. This form would leave them there."
         )
+    number = made(before)
+    if not number:
+        return found
     audiences = f"{number} audience{'' if number == 1 else 's'} of this install {'is' if number == 1 else 'are'}"
     if before.mechanism != after.mechanism:
         is_guided = Passthrough.name not in (before.mechanism, after.mechanism)
@@ -102,7 +102,11 @@ def _is_replaced(install: Install) -> bool:
 def questions(before: Install | None, after: Install) -> list[Question]:
     """The consequences to confirm: another identifier field, or an account that another install uses already."""
     found = []
-    if before is not None and before.identifier_field != after.identifier_field and made(before):
+    if (
+        before is not None
+        and before.identifier_field != after.identifier_field
+        and identifier_changes.audiences(before).exists()
+    ):
         calls = Receipt.objects.filter(install=before, received_at__gte=now() - timedelta(hours=1))
         read = calls.aggregate(events=Sum("queued"))["events"] or 0
         found.append(
@@ -111,7 +115,8 @@ def questions(before: Install | None, after: Install) -> list[Question]:
                 f"{read:,} events were read with {before.identifier_field} in the last hour. {_seen(before, after)}"
                 f" From now on every event is read with {after.identifier_field}; messages without it are parked."
                 f" Exits come by {after.identifier_field}, too, so customers known by {before.identifier_field} stay"
-                " members in ODP. Change identifier at the top of this page replaces them. At present it can't:"
+                " members in ODP, also those who enter by waiting events."
+                " Change identifier at the top of this page replaces them. At present it can't:"
                 f" {changes.problem_of_identifier(before)}",
             )
         )

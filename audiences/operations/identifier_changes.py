@@ -63,9 +63,12 @@ class Plan:
 
 
 def audiences(install: Install) -> QuerySet[Audience]:
-    """The audiences whose members are replaced: those in ODP, except retired ones and the test customers' audience."""
-    made = Audience.objects.filter(install=install, provisioned_at__isnull=False, lane__retired_sequence=None)
-    return made.exclude(segment_id=trials.SEGMENT_ID)
+    """The audiences whose members are replaced, except retired ones and the test customers' audience: those in ODP, and
+    those with events, because ODP gets their members by the present field once it has the audience.
+    """
+    known = Q(provisioned_at__isnull=False) | Q(last_sequence__gt=0)
+    audiences = Audience.objects.filter(known, install=install, lane__retired_sequence=None)
+    return audiences.exclude(segment_id=trials.SEGMENT_ID)
 
 
 def plan(install: Install) -> Plan:
@@ -77,7 +80,7 @@ def plan(install: Install) -> Plan:
 def not_now(install: Install) -> str:
     """Why the install can't change its identifier field now; empty when it can."""
     if not audiences(install).exists():
-        return "No audience of this install is in ODP, so another field can be entered in its form."
+        return "No audience of this install is in ODP or has events, so another field can be entered in its form."
     if not lytics_account.has_token(install):
         return (
             f"The members in ODP are known by {install.identifier_field}, and only Lytics knows their values of another"

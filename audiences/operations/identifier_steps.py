@@ -50,6 +50,8 @@ def choose(change: GuidedChange) -> Step:
     if change.switched_at is None:
         return to(Phase.READ_BY)
     waiting = identifier_changes.audiences(change.install).filter(pk__gt=change.last_audience_id)
+    # An audience that ODP doesn't have may wait for long. All events of one that is newer were read by the new field.
+    waiting = waiting.exclude(provisioned_at=None, created_at__gte=_all_read_by_new(change))
     audience = waiting.order_by("pk").first()
     if audience is None:
         return _end()
