@@ -128,6 +128,12 @@ def test_another_install_of_the_account_gets_no_former_id(odp: ThreadedSandbox, 
     assert odp.members("lytics_gold_twin") == ["zoe"]
 
 
+def test_an_id_may_be_the_former_one_of_another_account(odp: ThreadedSandbox, gold: Audience) -> None:
+    move(gold, "lytics_gold_2")
+    elsewhere = make_audience(make_install(odp, name="Twin", odp_api_key="another.key"), "silver")
+    assert other_id.problem_of(elsewhere, "lytics_gold") == ""
+
+
 def test_another_prefix_gives_no_former_id(shop: Install, gold: Audience) -> None:
     Audience.objects.filter(pk=gold.pk).update(odp_id="lytics_eu_gold")
     move(gold, "lytics_x")

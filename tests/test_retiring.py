@@ -618,6 +618,7 @@ def test_taken_back_while_odp_deletes_it_it_is_made_again(
     def meanwhile(*args: Any) -> Any:
         result = delete(*args)
         assert retiring.take_back(gold, by="sam", reason="a mistake")
+        assert read(gold).look_asked_at is not None
         assert provision.claim(gold.install_id) is None  # the lease keeps the maker away
         return result
 
@@ -714,6 +715,10 @@ def test_it_is_retired_once(gold: Audience) -> None:
         Retirement.objects.create(audience=gold, by="kim", reason="x", began_sequence=0, total=0)
     assert retiring.take_back(gold, by="sam", reason="x")
     assert not retiring.take_back(gold, by="sam", reason="x")
+    # Its members have to be entered again first.
+    assert retiring.current(gold) is not None
+    assert retiring.to_retire(gold.install) == []
+    assert not retiring.retire(gold, by="kim", reason="x")
 
 
 # --- its ODP id -----------------------------------------------------------------------------------------------
@@ -897,6 +902,7 @@ def test_all_audiences_of_an_install_are_retired_with_one_button(
     assert [word(audience) for audience in (gold, silver)] == ["retired", "retired"]
     assert odp.odp("GET", "/v3/segments")[1]["segment_ids"] == []
     assert retiring.due() == []
+    assert retiring.to_retire(shop) == []
 
 
 def test_no_resend_begins_while_a_retirement_ends_the_log(gold: Audience) -> None:
@@ -914,6 +920,34 @@ def test_an_install_that_is_off_lets_it_wait(gold: Audience) -> None:
     assert retiring.due() == []
     retiring.advance_all(gold.install_id, seconds=5)
     assert Retirement.objects.get().done == 0, "a resend may wake the worker"
+
+
+def test_an_audience_that_somebody_has_locked_lets_it_wait(gold: Audience) -> None:
+    retirement = retire(gold)
+    with transaction.atomic():
+        Audience.objects.select_for_update().get(pk=gold.pk)
+        (step,) = start(lambda: retiring.advance(retirement.pk))
+        assert not step.result(30)
+    assert Retirement.objects.get().done == 0
+
+
+def test_retirements_take_turns_and_leave_the_slot_to_others_who_wait(
+    shop: Install, gold: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hints: list[int] = []
+    monkeypatch.setattr(retiring, "CHUNK", 1)
+    silver = make_audience(shop, "silver", provisioned=False)
+    enter(silver, "kim", "lee")
+    drain_all(shop)
+    retire(gold)
+    retire(silver)
+    monkeypatch.setattr(retiring, "wake_resend", hints.append)
+    retiring.advance_all(shop.pk, seconds=5, gives_way=lambda: True)
+    assert list(Retirement.objects.values_list("done", flat=True)) == [1, 1]
+    assert hints == [shop.pk], "the rest has a hint of its own"
+    retiring.advance_all(shop.pk, seconds=0)
+    assert list(Retirement.objects.values_list("done", flat=True)) == [2, 2]
+    assert hints == [shop.pk] * 2
 
 
 def test_a_retirement_that_fails_does_not_delay_the_others(

@@ -65,6 +65,7 @@ def test_the_second_audience_of_an_odp_id_is_blocked_and_the_first_keeps_its_mem
     assert lane_of(second).block_reason.startswith(USED)
     assert read(second.pk).provisioned_at is None
     assert odp.members("lytics_gold") == ["kim"]
+    assert shared_ids.retired_before(second) is None, "there is no retired id to reuse"
 
 
 def test_another_id_for_the_second_audience_leaves_the_campaigns_of_the_first_alone(
@@ -107,6 +108,15 @@ def test_of_two_new_audiences_the_older_one_gets_the_id(odp: ThreadedSandbox) ->
     assert odp.members("lytics_gold") == ["kim"]
 
 
+def test_an_id_that_a_younger_audience_has_in_odp_is_given_to_no_older_one(odp: ThreadedSandbox) -> None:
+    old = make_audience(make_install(odp, name="Second"), provisioned=False)
+    young = make_audience(make_install(odp, name="First"), provisioned=False)
+    enter(old, "kim")
+    Audience.objects.filter(pk=young.pk).update(provisioned_at=now())
+    drain_all(old.install)
+    assert lane_of(old).block_reason.startswith(USED)
+
+
 def test_the_older_one_waits_while_the_younger_one_is_being_created(odp: ThreadedSandbox) -> None:
     """Its worker may have begun before the older row was committed."""
     old, young = (make_audience(make_install(odp, name=name), provisioned=False) for name in ("First", "Second"))
@@ -147,6 +157,13 @@ def test_the_audience_of_the_test_customers_is_shared(odp: ThreadedSandbox) -> N
 
 
 def test_only_ids_in_use_keep_an_install_from_an_account(first: Audience, second: Audience) -> None:
+    assert shared_ids.taken(second.install) == first
+    Audience.objects.filter(pk=first.pk).update(provisioned_at=None)
+    assert shared_ids.taken(second.install) is None, "the account doesn't have it yet"
+    Audience.objects.filter(pk=first.pk).update(provisioned_at=now())
+    Install.objects.filter(pk=first.install_id).update(odp_api_key="another.key")
+    assert shared_ids.taken(Install.objects.get(pk=second.install_id)) is None, "another account"
+    Install.objects.filter(pk=first.install_id).update(odp_api_key=first.install.odp_api_key)
     assert shared_ids.taken(second.install) == first
     holds.end_log(second.pk, second.last_sequence)
     holds.retire(second.pk)
