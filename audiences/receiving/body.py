@@ -23,8 +23,9 @@ _DISCARDED = 4
 _DISCARD_SECONDS = 5.0
 # The most compressions of one body: a sender and a proxy may both compress.
 _LAYERS = 3
-# For zlib: the header is gzip's or zlib's.
+# For zlib: the header is gzip's or zlib's. No JSON begins with the first byte of either.
 _EITHER_HEADER = zlib.MAX_WBITS | 32
+_BEGINNINGS = (b"\x1f\x8b", b"\x78")
 
 
 class TooLargeError(Exception):
@@ -55,7 +56,7 @@ def read(request: Request) -> Body:
     """
     body = _raw(request)
     encoding = str(request.META.get("HTTP_CONTENT_ENCODING", "")).strip().lower()
-    if encoding in ("gzip", "x-gzip", "deflate") or body.startswith(b"\x1f\x8b"):
+    if encoding in ("gzip", "x-gzip", "deflate") or body.startswith(_BEGINNINGS):
         unpacked = _unpacked(body, _EITHER_HEADER)
         if unpacked is body and encoding == "deflate":
             # Some libraries leave out zlib's header. Nothing else marks such a stream, so the result has to look right.
@@ -67,9 +68,9 @@ def read(request: Request) -> Body:
 
 
 def _inner(content: bytes) -> bytes:
-    """Unpack a body that was compressed more than once. No JSON begins with the first bytes of gzip or zlib."""
+    """Unpack a body that was compressed more than once."""
     for _ in range(_LAYERS - 1):
-        if not content.startswith((b"\x1f\x8b", b"\x78")):
+        if not content.startswith(_BEGINNINGS):
             break
         content = _unpacked(content, _EITHER_HEADER)
     return content
