@@ -11,7 +11,11 @@ from lytics.json_pieces import read_value
 from lytics.reasons import UnreadableError
 
 # Characters of placeholders that have no digits but zeros, such as an all-zero UUID.
-FILLING = "0-.{}"
+_FILLING = "0-.{}"
+# Brackets and quotes. One pair around a placeholder is ignored, as in (null) and "0".
+_PAIRS = frozenset(("()", "[]", "<>", "{}", '""', "''"))
+# A text without any other characters may be a placeholder of any length.
+FILLING = _FILLING + "".join(sorted(_PAIRS))
 
 
 @lru_cache(maxsize=64)
@@ -92,14 +96,15 @@ def refusal_reason(identifier: str) -> str | None:
 
 
 def is_placeholder(identifier: str, placeholders: frozenset[str]) -> bool:
-    """Whether it is in the list, ignoring case, blanks and invisible characters, or only zeros.
+    """Whether it is in the list or only zeros, ignoring case, blanks, invisible characters and one pair of brackets.
 
     Nothing is with an empty list.
     """
     if not placeholders:
         return False
     bare = placeholder(identifier)
-    return bare in placeholders or (not bare.strip(FILLING) and bare.count(".") < 2)
+    inner = bare[1:-1] if bare[:1] + bare[-1:] in _PAIRS else bare
+    return not placeholders.isdisjoint((bare, inner)) or (not inner.strip(_FILLING) and inner.count(".") < 2)
 
 
 def is_identifier(text: str, placeholders: frozenset[str]) -> bool:

@@ -46,11 +46,12 @@ WEBHOOK_BODY_LIMIT = env.integer("WEBHOOK_BODY_LIMIT", 64 * 1024 * 1024)
 # event until then, so it is ignored: the message's own time counts, else the time of the call.
 CLOCK_TOLERANCE_SECONDS = env.positive("CLOCK_TOLERANCE_SECONDS", 300)
 _NOBODY = (
-    "null,(null),<null>,[null],nil,<nil>,none,undefined,nan,infinity,n/a,unknown,anonymous,(not set),notset,not_set,"
+    "null,nil,none,undefined,nan,infinity,n/a,#n/a,unknown,anonymous,notset,not_set,"
     "[object object],[object undefined],[object null],\\n"
 )
-# Placeholders, compared without case, blanks, invisible and control characters. As an identifier, each would be a
-# customer in every audience. Nothing but zeros counts too. A comma alone switches both off.
+# Placeholders, compared without case, blanks, invisible and control characters, and one pair of brackets or quotes. As
+# an identifier, each would be a customer in every audience. Nothing but zeros counts too. A comma alone switches both
+# off.
 PLACEHOLDER_IDENTIFIERS = frozenset(map(placeholder, env.words("PLACEHOLDER_IDENTIFIERS", _NOBODY)))
 # The number of events that wait per install, without paused and blocked audiences, above which calls get a 503.
 BACKLOG_HIGH_WATER = env.integer("BACKLOG_HIGH_WATER", 50_000_000)

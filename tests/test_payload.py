@@ -861,6 +861,8 @@ PLACEHOLDERS = frozenset({"null", "undefined", "none", "nan", "n/a", "[objectobj
         *("0.0", "0.000", "{00000000-0000-0000-0000-000000000000}", "n / a", "[object  Object]", "[objectObject]", "-"),
         *("null\u200b", "\u200enull", "\ufeffundefined", "n\u00adone", "0\u200b", "\u2060-"),
         *("nu\x07ll", "\x7fnull", "null\x7f", "\x85none", "\x07"),
+        *("(null)", "<none>", "[undefined]", "{NaN}", '"null"', "'null'", "( n/a )", "([object Object])"),
+        *("[]", '""', "''", "()", "(0)", '"000"', "'00000000-0000-0000-0000-000000000000'"),
     ],
 )
 def test_a_placeholder_is_no_customer(who: Any) -> None:
@@ -869,7 +871,23 @@ def test_a_placeholder_is_no_customer(who: Any) -> None:
         assert (reading.facts, why(reading)) == ([], [reasons.PLACEHOLDER])
 
 
-@pytest.mark.parametrize("who", ["nullable", "none@example.com", "100", "0a", "nan-7", "undefined1", "0.0.0", "0.1"])
+@pytest.mark.parametrize(
+    "who",
+    [
+        "nullable",
+        "none@example.com",
+        "100",
+        "0a",
+        "nan-7",
+        "undefined1",
+        "0.0.0",
+        "0.1",
+        "(7)",
+        "(none",
+        "((null))",
+        "<null]",
+    ],
+)
 def test_an_identifier_that_begins_like_a_placeholder_is_kept(who: str) -> None:
     assert [one.identifier for one in read(body(message(who=who)), placeholders=PLACEHOLDERS).facts] == [who]
 
