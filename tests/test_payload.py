@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from lytics import bodies, common_messages, facts, json_pieces, messages, payload, reasons
+from lytics import bodies, common_messages, facts, json_pieces, messages, payload, reasons, times
 from lytics.facts import Fact, Kind, Reading
 from lytics.payload import parse
 from tests.messages import AT, AT_NS, SECOND, body, message, single, transition
@@ -1321,6 +1321,18 @@ def test_an_unusual_identifier_among_common_ones_is_read_alike(who: str) -> None
     quick, slow = (read(body(*common, message(who=who), *more), **options) for more in ((), (1,)))
     assert quick.facts == slow.facts
     assert why(quick) == why(slow)[:-1]
+
+
+@pytest.mark.parametrize("common", [0, 8])
+@pytest.mark.parametrize("over_ns", [0, 1])
+def test_a_time_too_far_ahead_is_not_used_alone_or_among_common_ones(common: int, over_ns: int) -> None:
+    latest_ns = RECEIVED_NS + 5 * SECOND
+    some = [message(who=f"u{number}") for number in range(common)]
+    ahead = message(transition(at=times.text(latest_ns + over_ns)), who="lee")
+    quick, slow = (read(body(*some, ahead, *some, *more), tolerance_ns=5 * SECOND) for more in ((), (1,)))
+    assert quick.facts == slow.facts
+    (found,) = (one for one in quick.facts if one.identifier == "lee")
+    assert (found.occurred_ns == latest_ns) == (over_ns == 0)
 
 
 @given(tidy)
