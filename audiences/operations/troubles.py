@@ -81,7 +81,7 @@ def check(seen: Iterable[Seen], *, unknown: Collection[str] = (), at: datetime |
             if (one := found.get(trouble.key)) is not None:
                 _note(trouble, one, at)
                 if trouble.notified_at or is_rest(trouble) or named[trouble.kind] < NAMED:
-                    named[trouble.kind] += _notify(trouble, at) and not is_rest(trouble)
+                    named[trouble.kind] += _notify(trouble, at)
             elif trouble.kind not in unknown:
                 _miss(trouble, at)
             trouble.save()
