@@ -113,6 +113,8 @@ def test_the_trouble_is_not_resolved_because_redis_was_emptied(
     settings.PUBLIC_URL = "https://localhost"
     monkeypatch.setattr(certificate, "known", lambda: certificate.Certificate(problem="self-signed certificate"))
     front.check()
+    Trouble.objects.update(last_seen_at=now() - timedelta(days=1))
+    front.check()
     monkeypatch.setattr(certificate, "known", lambda: None)
     front.check()
     open_one = Trouble.objects.filter(kind="certificate", gone_at=None)

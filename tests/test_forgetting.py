@@ -425,9 +425,14 @@ def test_a_request_without_exits_replaces_one_whose_exits_can_not_be_sent(
     assert asked is not None
     assert not forgetting.advance(asked)
     assert forgetting.ask(shop, KIM, tell_odp=True, by="dpo") is None
+    other = forgetting.ask(make_install(odp, name="Other"), KIM, tell_odp=True, by="dpo")
+    assert other is not None
     note = note_on(found_by(boss))
     answer = {"note": note, "forget": shop.pk, "reason": "request 7, account gone"}
     assert boss.post(reverse("find_customer"), answer, follow=True).status_code == 200
+    other.refresh_from_db()
+    assert other.tell_odp, "the other install has an account"
+    other.delete()
     replaced = Forgotten.objects.get()
     assert (replaced.pk, replaced.tell_odp, replaced.reason) == (asked.pk, False, "request 7, account gone")
     forgetting.advance_all()

@@ -45,6 +45,7 @@ from tests.delivering import (
     enter,
     give_up,
     happen,
+    lane_of,
     make_audience,
     make_delivered,
     make_install,
@@ -356,16 +357,50 @@ def test_nothing_of_another_install_is_changed(odp: ThreadedSandbox, shop: Insta
     silver = make_audience(other, "silver", provisioned=False)
     enter(silver, "kim")
     drain_all(other)
+    shared, at = "kim of both installs", now()
+    Delivery.objects.filter(install=other).update(answer=shared, reason=shared)
+    Lane.objects.filter(pk=silver.pk).update(block_reason=shared, blocked_at=at)
+    Audience.objects.filter(pk=silver.pk).update(
+        hold_reason=shared, hold_since_at=at, hold_until_at=at, hold_failures=1
+    )
+    since = {"backoff_since_at": at, "backoff_until_at": at, "backoff_failures": 1}
+    Install.objects.filter(pk=other.pk).update(backoff_reason=shared, **since)
+    Twin.objects.create(audience=silver, looked_at=at, finding="wrong", problem=shared, since_at=at)
+    usual = {"kind": "mechanism", "before": "attribute", "after": "list", "by": "sam", "reason": "a test"}
+    GuidedChange.objects.create(install=other, problem=shared, **usual)
+    parked = Parked.objects.create(install=other, identifier="kim", reason="refused_by_odp", detail=shared)
     report = Audit.objects.create(install=other, audience=silver, mode="full", by="sam", after_identifier="kim")
     Difference.objects.create(audit=report, identifier="kim", kind="not_here", profile="kim")
     ScannedMember.objects.create(audit=report, identifier="kim", profile="kim")
     Profile.objects.create(audience=silver, profile="kim", occurred_ns=1, has_left=False, identifiers=["kim"])
+    before = list(Delivery.objects.filter(install=other).values())
     forget(shop, "kim")
+    assert list(Delivery.objects.filter(install=other).values()) == before
+    texts = [lane_of(silver).block_reason, Twin.objects.get().problem, GuidedChange.objects.get().problem]
+    other.refresh_from_db()
+    silver.refresh_from_db()
+    assert {*texts, other.backoff_reason, silver.hold_reason} == {shared}
+    assert Parked.objects.filter(pk=parked.pk, closed_at=None, identifier="kim", detail=shared).exists()
     assert Profile.objects.exists()
     assert Audit.objects.get().after_identifier == "kim"
     kept = [model._default_manager.get().identifier for model in (Difference, ScannedMember, Membership)]
     assert kept == ["kim"] * 3
     assert [model._default_manager.get().profile for model in (Difference, ScannedMember)] == ["kim"] * 2
+
+
+def test_a_member_in_another_install_is_forgotten_with_exits_and_stays_there(
+    odp: ThreadedSandbox, shop: Install
+) -> None:
+    make_delivered(shop, "kim")
+    other = make_install(odp, name="Other")
+    enter(make_audience(other, "silver", provisioned=False), "kim")
+    drain_all(other)
+    asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
+    assert asked is not None
+    finish(shop)
+    asked.refresh_from_db()
+    assert asked.ended_at is not None
+    assert (odp.members("lytics_gold"), odp.members("lytics_silver")) == ([], ["kim"])
 
 
 def test_a_lane_in_use_holds_up_its_own_customer_only(shop: Install, monkeypatch: pytest.MonkeyPatch) -> None:

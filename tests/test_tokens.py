@@ -289,6 +289,9 @@ def test_a_token_that_lytics_uses_is_on_now_before_it_expires(
     assert [alert.what for alert in found] == [f"Lytics still uses a token that expires soon ({install})"] * warns
     page = operator.get(reverse("admin:index")).content.decode()
     assert ("Lytics still uses a token" in page) == warns
+    Token.objects.filter(pk=newer.pk).update(revoked_at=now())
+    was_used = minutes["used"] is not None and minutes["expires"] in range(720)
+    assert len(expiring_tokens.alerts(EVERYWHERE)) == was_used, "a revoked token replaces no other one"
     Token.objects.filter(pk=old.pk).update(revoked_at=now())
     assert expiring_tokens.alerts(Extent(install_id=install.pk)) == []
 

@@ -208,6 +208,14 @@ def test_a_trouble_flaps_only_by_its_own_resolutions_within_an_hour(receiver: Re
     assert not troubles.mute(Trouble.objects.latest("pk"), hours=1, by="kim")
 
 
+def test_a_trouble_that_returned_soon_stays_a_flapping_one_however_long_it_lasts(receiver: Receiver) -> None:
+    for minute, seen in ((0, [BLOCKED]), (1, []), (2, []), (10, [BLOCKED]), (130, [BLOCKED]), (131, []), (133, [])):
+        check(*seen, minute=minute)
+    assert Trouble.objects.filter(resolved_at=None).exists()
+    check(minute=146)
+    assert not Trouble.objects.filter(resolved_at=None).exists()
+
+
 def test_checks_that_queued_up_do_not_resolve_a_trouble_at_once(receiver: Receiver) -> None:
     check(BLOCKED, minute=0)
     for second in range(5):
@@ -252,6 +260,17 @@ def test_one_of_ten_named_troubles_that_becomes_bad_causes_a_second_message(rece
     check(*held, minute=0)
     check(replace(held[0], tone="bad"), *held[1:], minute=1)
     assert [event["data"]["tone"] for event in receiver.events()] == [*(["held"] * troubles.NAMED), "bad"]
+
+
+def test_of_many_troubles_those_found_first_are_named(receiver: Receiver) -> None:
+    many = [replace(BLOCKED, what=f"audience {number}", cause=str(number)) for number in range(troubles.NAMED + 2)]
+    check(*many, minute=0)
+    assert [event["data"]["what"] for event in receiver.events()] == [one.what for one in many[: troubles.NAMED]]
+
+
+def test_a_trouble_of_an_install_that_was_deleted_meanwhile_is_left_out(receiver: Receiver, install: Install) -> None:
+    check(replace(BLOCKED, install=install.pk + 1), replace(BLOCKED, install=install.pk), BLOCKED, minute=0)
+    assert {trouble.install_id for trouble in Trouble.objects.all()} == {install.pk, None}
 
 
 def test_a_trouble_of_an_unknown_kind_is_not_resolved(receiver: Receiver) -> None:
@@ -393,6 +412,28 @@ def test_a_muted_trouble_causes_no_message_even_when_it_returns(receiver: Receiv
     for minute, found in ((6, []), (30, []), (31, [BLOCKED])):
         check(*found, minute=begin + minute)
     assert [event["type"] for event in receiver.events()][2:] == ["trouble.resolved", "trouble.opened"]
+
+
+def test_a_trouble_that_outlasts_its_mute_causes_a_message(receiver: Receiver) -> None:
+    begin = (now() - START).total_seconds() / 60
+    check(BLOCKED, minute=begin)
+    assert troubles.mute(Trouble.objects.get(), hours=1, by="kim")
+    for minute, seen in ((1, []), (2, []), (30, [BLOCKED])):
+        check(*seen, minute=begin + minute)
+    assert [event["type"] for event in receiver.events()] == ["trouble.opened", "trouble.resolved"]
+    check(BLOCKED, minute=begin + 61)
+    assert [event["type"] for event in receiver.events()][2:] == ["trouble.opened"]
+
+
+def test_a_trouble_that_returns_has_its_newest_mute(receiver: Receiver) -> None:
+    begin = (now() - START).total_seconds() / 60
+    for person, minute in (("kim", 0), ("lee", 60)):
+        check(BLOCKED, minute=begin + minute)
+        assert troubles.mute(Trouble.objects.latest("pk"), hours=12, by=person)
+        check(minute=begin + minute + 1)
+        check(minute=begin + minute + 30)
+    check(BLOCKED, minute=begin + 120)
+    assert [trouble.muted_by for trouble in Trouble.objects.order_by("pk")] == ["kim", "lee", "lee"]
 
 
 def test_the_list_has_current_and_past_troubles(receiver: Receiver, viewer: Client) -> None:
