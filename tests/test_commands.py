@@ -270,6 +270,28 @@ def test_learn_account_rejects_an_unusable_argument_before_it_begins(words: list
         run("learn_account", gold.install.public_id, "--yes", *words)
 
 
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (["change_account", "{id}"], "--reason and --yes"),
+        (["change_account", "{id}", "--reason", "moved"], "--yes"),
+        (["change_mechanism", "{id}", "--to", "list"], "--reason and --yes"),
+        (["change_identifier", "{id}"], ""),
+        (["change_mechanism", "{id}", "--to", "passthrough"], ""),
+    ],
+)
+def test_a_dry_run_names_the_options_that_begin_the_change_or_that_none_does(
+    words: list[str], missing: str, gold: Audience
+) -> None:
+    Install.objects.update(key_accepted_at=now())
+    said = run(*(word.format(id=gold.install.public_id) for word in words)).strip().splitlines()[-1]
+    assert said == (
+        f"Nothing was changed. Add {missing} to begin it."
+        if missing
+        else "Nothing was changed. The change can't begin until its problem, above, is solved."
+    )
+
+
 def test_stopping_a_change_needs_no_reason(gold: Audience) -> None:
     with pytest.raises(CommandError, match="No change is under way"):
         run("change_mechanism", gold.install.public_id, "--stop", "--yes")

@@ -1,6 +1,7 @@
 """The options and reports that the commands of guided changes share."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from django.core.management.base import CommandError, CommandParser, OutputWrapper
@@ -8,8 +9,6 @@ from django.core.management.base import CommandError, CommandParser, OutputWrapp
 from audiences.management import arguments
 from audiences.models import Install
 from audiences.operations import changes
-
-NOTHING_CHANGED = "Nothing was changed. Add --yes to begin it."
 
 
 def add_options(parser: CommandParser) -> None:
@@ -34,6 +33,14 @@ def begun(install: Install, problem: str, change: object) -> dict[str, Any]:
     return {"begun": True}
 
 
+def next_step(reports: Sequence[dict[str, Any]], options: dict[str, Any]) -> str:
+    """The last line of a dry run: the options that begin the change, or that no install can begin it."""
+    if all(report["problem"] for report in reports):
+        return "Nothing was changed. The change can't begin until its problem, above, is solved."
+    given = {"--to": options.get("to", True), "--reason": options["reason"].strip(), "--yes": options["yes"]}
+    return f"Nothing was changed. Add {' and '.join(name for name in given if not given[name])} to begin it."
+
+
 def write(out: OutputWrapper, report: dict[str, Any], options: dict[str, Any]) -> None:
     """Write a report as JSON or as lines, and say when nothing was changed."""
     if options["json"]:
@@ -42,7 +49,7 @@ def write(out: OutputWrapper, report: dict[str, Any], options: dict[str, Any]) -
     for key, value in report.items():
         out.write(f"{key.replace('_', ' ')}: {value}")
     if not options["yes"] and not options["stop"]:
-        out.write(NOTHING_CHANGED)
+        out.write(next_step([report], options))
 
 
 def stop(install: Install) -> dict[str, Any]:

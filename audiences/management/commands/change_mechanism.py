@@ -40,7 +40,7 @@ class Command(BaseCommand):
             for key, value in report.items():
                 self.stdout.write(f"  {key.replace('_', ' ')}: {value}")
         if not options["yes"] and not options["stop"]:
-            self.stdout.write(guided.NOTHING_CHANGED)
+            self.stdout.write(guided.next_step(reports, options))
 
 
 def _report(install: Install, *, options: dict[str, Any]) -> dict[str, Any]:
