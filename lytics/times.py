@@ -12,12 +12,14 @@ from functools import lru_cache
 SECOND = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 — naive on purpose: the offset is subtracted as a number
 _HOUR = re.compile(r"\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3])", re.ASCII)
+# Also "+0000 UTC", as Go prints a time.
+_UTC = r"[Zz]|(?:[+-]00:?00\s*)?UTC"
 _LAYOUT = re.compile(
-    rf"({_HOUR.pattern}:\d\d:\d\d)(?:[.,](\d+))?\s*([Zz]|[+-][01]\d:?[0-5]\d|[+-]2[0-3]:?[0-5]\d)?", re.ASCII
+    rf"({_HOUR.pattern}:\d\d:\d\d)(?:[.,](\d+))?\s*({_UTC}|[+-][01]\d:?[0-5]\d|[+-]2[0-3]:?[0-5]\d)?", re.ASCII
 )
 # Go's zero time, as a date or as a number in seconds to nanoseconds; a date of zeros, as databases write it; and zero.
 _NEVER = re.compile(
-    r"(?:0001-01-01|0000-0[01]-0[01])[Tt ]00:00:00(?:[.,]0+)?\s*(?:[Zz]|[+-]00:?00)?"
+    rf"(?:0001-01-01|0000-0[01]-0[01])[Tt ]00:00:00(?:[.,]0+)?\s*(?:{_UTC}|[+-]00:?00)?"
     r"|-62135596800(?:000){0,3}(?:\.0+)?|-?0+(?:\.0+)?"
 )
 # The range of a signed 64-bit column, 1677 to 2262. A time outside of it becomes its first or last moment.
@@ -112,7 +114,7 @@ def _seconds(whole: str) -> int:
 
 
 def _offset_seconds(offset: str | None) -> int:
-    if not offset or offset in "Zz":
+    if not offset or offset in "Zz" or offset.endswith("UTC"):
         return 0
     digits = offset[1:].replace(":", "")
     seconds = int(digits[:2]) * 3600 + int(digits[2:]) * 60

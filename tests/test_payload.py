@@ -601,6 +601,7 @@ def test_a_change_takes_the_time_of_its_message_even_if_it_carries_an_enter() ->
         "1601-01-01T00:00:00Z",
         "0001-01-01T00:00:00+14:00",
         "0000-00-00 00:00:00",
+        "0001-01-01 00:00:00 +0000 UTC",
     ],
 )
 def test_a_transition_without_a_time_uses_the_time_of_its_message(missing: str | None) -> None:
