@@ -347,6 +347,15 @@ def test_now_has_the_oldest_proof_and_names_no_install_on_hold_twice() -> None:
     assert proofs.not_proven([first, held], known, EVERYWHERE) == []
 
 
+def test_now_says_why_it_has_no_proof() -> None:
+    off, fresh = Install(pk=1, name="Off", enabled=False), Install(pk=2, name="Fresh")
+    known = {1: Proof("proven", now()), 2: Proof("none")}
+    assert proofs.proof_number([], {}).note == "no install is on"
+    assert proofs.proof_number([off], known).note == "no install is on"
+    # A test customer may be under way, or have ended in another account.
+    assert proofs.proof_number([off, fresh], known).note == "no result of a test customer yet"
+
+
 def test_the_audience_of_the_probes_is_not_among_the_audiences_of_lytics(shop: Install, run: Run) -> None:
     run(shop)
     url = reverse("admin:audiences_audience_changelist")

@@ -20,7 +20,10 @@ def proof_number(installs: list[Any], proofs: Mapping[int, Proof]) -> Number:
     bad = sum(proof.is_bad for proof in tried)
     times = [proof.at for proof in tried if proof.at]
     if not times:
-        value, note = "none yet", f"{bad} failing" if bad else "no test customer was sent"
+        without = (
+            "no result of a test customer yet" if any(install.enabled for install in installs) else "no install is on"
+        )
+        value, note = "none yet", f"{bad} failing" if bad else without
     else:
         value = f"{span(now() - min(times))} ago"
         note = f"{bad} of {len(tried)} failing" if bad else f"all {len(tried)}" if len(tried) > 1 else "test customer"
