@@ -320,6 +320,34 @@ def test_an_audience_that_was_retired_before_the_switch_comes_back_by_an_audit_a
     assert odp.members(AUDIENCE) == [mail(who) for who in ("kim", "lee", "mia")]
 
 
+def test_an_audit_during_which_people_were_sent_again_is_repeated(
+    odp: ThreadedSandbox, people: People, shop: Install
+) -> None:
+    """It doesn't compare them. All have entered by the new field, so it finds no difference among the others."""
+    begin(shop)
+    until(shop, Phase.AUDIT)
+    for who in ("kim", "lee", "mia"):
+        people.moves(shop, who, "enter")
+    drain_all(shop)
+    step(shop)
+    Audit.objects.update(started_at=now(), before_sequence=Audience.objects.get().last_sequence)
+    assert resends.resync(Audience.objects.get(), by="sam", reason="a test")
+    change = finish(shop)
+    first = Audit.objects.earliest("pk")
+    assert (first.differing, first.moving) == (0, 7)
+    assert (change.problem, change.done) == ("", 1)
+    assert odp.members(AUDIENCE) == [mail("kim"), mail("lee"), mail("mia")]
+
+
+def test_the_audit_waits_for_a_resync(shop: Install) -> None:
+    assert resends.resync(Audience.objects.get(), by="sam", reason="a test")
+    begin(shop)
+    until(shop, Phase.AUDIT)
+    step(shop)
+    assert GuidedChange.objects.get().waits_for == "People of the audience are being sent again."
+    assert not Audit.objects.exists()
+
+
 def silver_that_odp_does_not_make(odp: ThreadedSandbox, shop: Install) -> Audience:
     """An audience with three waiting entries by the Lytics ID."""
     odp.fault({"path": "/v3/schema", "method": "POST"}, {"status": 503})

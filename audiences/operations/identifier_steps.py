@@ -15,7 +15,7 @@ from django.utils.timezone import now
 
 from audiences.agreement import audits, words
 from audiences.delivery import account_switch
-from audiences.models import Audience, Audit, GuidedChange, Install, Resend, Retirement
+from audiences.models import Again, Audience, Audit, GuidedChange, Install, Resend, Retirement
 from audiences.operations import identifier_changes, resends, retiring, verification
 from audiences.operations.change_steps import Step, to, wait, wait_since
 from odp.client import Client
@@ -102,6 +102,8 @@ def audit(change: GuidedChange) -> Step:
         return wait(f"{words.result(found)}.")
     if found.problem or found.scan_began_at is None:
         return _give_up(change, f"{audience.odp_id}: {found.problem or found.note}")
+    if _left_out_sent_again(found) and not resends.may_repair(found):
+        return Step({"audit_id": None})
     if not found.differing:
         return _done(change)
     if change.repairs >= REPAIRS:
@@ -109,8 +111,18 @@ def audit(change: GuidedChange) -> Step:
     return to(Phase.REPAIR, resend_id=None)
 
 
+def _left_out_sent_again(audit: Audit) -> bool:
+    """Whether this service has sent events again during the audit, such as those of a resync. The audit compares nobody
+    who has an event since it began, so it leaves out these people, who may be known by the old field.
+    """
+    again = Again.objects.filter(audience=audit.audience_id, last_sequence__gt=audit.before_sequence)
+    return bool(audit.moving) and again.exists()
+
+
 def _ask(change: GuidedChange, audience: Audience) -> Step:
     """Request an audit, or use another one that was requested after the last call was read by the old field."""
+    if Resend.objects.filter(audience=audience, ended_at=None).exists():
+        return wait("People of the audience are being sent again.")
     asked = audits.ask(
         audience,
         mode=Audit.Mode.SAMPLE,
