@@ -15,6 +15,10 @@ def read(url: str, *, prepared: bool) -> dict[str, object]:
         options = conninfo_to_dict(url)
     except psycopg.Error as error:
         raise ImproperlyConfigured(f"DATABASE_URL can't be read: {_without_password(url, str(error))}.") from None
+    for name in _WHOLE_NUMBERS & options.keys():
+        # libpq and psycopg check them when they connect: each page would be an error, and each call get a 503.
+        if not re.fullmatch(r"\s*-?\d{1,9}\s*", str(options[name]), re.ASCII):
+            raise ImproperlyConfigured(f"{name} in DATABASE_URL must be a whole number, not {options[name]!r}.")
     own = {django: str(options.pop(libpq, "") or "") for django, libpq in _OF_DJANGO.items()}
     return {
         "ENGINE": "audiences.database",
@@ -42,6 +46,10 @@ def read(url: str, *, prepared: bool) -> dict[str, object]:
     }
 
 
+_WHOLE_NUMBERS = {
+    *("connect_timeout", "tcp_user_timeout"),
+    *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),
+}
 _OF_DJANGO = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
 
 

@@ -212,6 +212,13 @@ def test_an_invalid_database_url_is_reported_without_its_password(url: str) -> N
     assert "heim" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("name", ["connect_timeout", "keepalives", "keepalives_idle", "tcp_user_timeout"])
+@pytest.mark.parametrize("value", ["x", "", "5s", "0.5", "inf"])
+def test_an_option_that_is_no_whole_number_is_named(name: str, value: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=f"{name} in DATABASE_URL must be a whole number, not '{value}'"):
+        database_url.read(f"postgres://u:geheim@h/d?{name}={value}", prepared=True)
+
+
 def test_the_writable_host_is_found_among_several(tmp_path: Path, install: Install) -> None:
     """The first host refuses every connection."""
     url = os.environ["DATABASE_URL"].rsplit("/", 1)[0] + f"/{connection.settings_dict['NAME']}"
