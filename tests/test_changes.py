@@ -878,7 +878,8 @@ def test_a_change_that_ended_incomplete_is_on_now_until_the_install_has_another_
 ) -> None:
     """It was on the install's page alone, while audiences kept their former members."""
     _change(shop, ended_at=now(), **ended)
-    assert [alert.why for alert in guided_changes.alerts(EVERYWHERE)] == ([why] if why else [])
+    found = [(alert.why, alert.cause) for alert in guided_changes.alerts(EVERYWHERE)]
+    assert found == ([(why, "incomplete")] if why else []), "another trouble than the wait before it"
     shown = (
         "The change of Shop from field to list is incomplete" in operator.get(reverse("admin:index")).content.decode()
     )

@@ -351,6 +351,15 @@ def test_an_item_that_is_parked_after_the_search_is_emptied_too(shop: Install, m
     assert Parked.objects.get().closed_at is not None
 
 
+def test_an_item_that_was_closed_before_keeps_who_closed_it(shop: Install) -> None:
+    closed = {"closed_at": now(), "closed_by": "sam", "resolution": Parked.Resolution.RELEASED}
+    Parked.objects.create(install=shop, identifier="kim", reason="refused_by_odp", **closed)
+    forget(shop, "kim")
+    item = Parked.objects.get()
+    assert item.identifier != "kim"
+    assert (item.closed_at, item.closed_by, item.resolution) == tuple(closed.values())
+
+
 def test_nothing_of_another_install_is_changed(odp: ThreadedSandbox, shop: Install) -> None:
     make_delivered(shop, "kim")
     other = make_install(odp, name="Other")

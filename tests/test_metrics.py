@@ -211,6 +211,13 @@ def test_parked_items_are_counted_by_reason(install: Install) -> None:
     }
 
 
+def test_items_of_an_install_that_was_created_during_a_scrape_are_in_the_next_one(install: Install) -> None:
+    Parked.objects.create(install=install, reason="no_identifier")
+    samples = states.Samples(installs=[])
+    states._parked(samples)
+    assert samples.found == {}
+
+
 def test_a_request_under_way_is_counted_until_it_ends(install: Install) -> None:
     values = {"install": install, "endpoint": "/v3/profiles", "opened_at": now(), "items": 1, "bytes": 9}
     Delivery.objects.create(**values)

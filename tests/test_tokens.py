@@ -287,6 +287,7 @@ def test_a_token_that_lytics_uses_is_on_now_before_it_expires(
     Token.objects.filter(pk=old.pk).update(last_used_at=ago("used"), expires_at=expires_at)
     found = expiring_tokens.alerts(EVERYWHERE)
     assert [alert.what for alert in found] == [f"Lytics still uses a token that expires soon ({install})"] * warns
+    assert all(alert.todo.startswith("Show the header of the newer token") for alert in found)
     page = operator.get(reverse("admin:index")).content.decode()
     assert ("Lytics still uses a token" in page) == warns
     Token.objects.filter(pk=newer.pk).update(revoked_at=now())

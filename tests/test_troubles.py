@@ -631,6 +631,19 @@ def test_the_news_that_a_trouble_got_worse_does_not_wait_for_an_older_message(re
     assert [event["data"]["tone"] for event in receiver.events()] == ["bad"]
 
 
+def test_a_channel_that_is_taken_out_for_a_while_keeps_its_message(receiver: Receiver, settings: Settings) -> None:
+    """A newer message replaces it only where there is one."""
+    receiver.status = 503
+    check(replace(BLOCKED, tone="held"), minute=0)
+    settings.ALERT_SLACK_URL = ""
+    check(BLOCKED, minute=1)
+    receiver.status = 204
+    settings.ALERT_SLACK_URL = f"{receiver.url}/slack"
+    receiver.got.clear()
+    check(BLOCKED, minute=30)
+    assert len(receiver.texts()) == 1
+
+
 def test_messages_about_a_resolved_trouble_are_given_up_after_a_day_of_failed_attempts(receiver: Receiver) -> None:
     receiver.status = 500
     check(BLOCKED, minute=0)
