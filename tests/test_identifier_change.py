@@ -353,7 +353,6 @@ def silver_that_odp_does_not_make(odp: ThreadedSandbox, shop: Install) -> Audien
     odp.fault({"path": "/v3/schema", "method": "POST"}, {"status": 503})
     event = transition("enter", segment="s2", slug="silver")
     ingest.receive(shop, body(*(message(event, who=who) for who in ("kim", "lee", "zoe"))))
-    drain_all(shop)
     return Audience.objects.get(slug="silver")
 
 
@@ -382,6 +381,17 @@ def test_a_newer_audience_that_odp_does_not_make_holds_nothing_up(odp: ThreadedS
     silver_that_odp_does_not_make(odp, shop)
     change = finish(shop)
     assert (change.problem, change.done) == ("", 1)
+
+
+def test_an_audience_that_can_not_be_created_is_retired_first(odp: ThreadedSandbox, shop: Install) -> None:
+    """The change would wait for it, and the other audiences with it."""
+    silver = silver_that_odp_does_not_make(odp, shop)
+    assert changes.problem_of_identifier(shop) == ""
+    drain_all(shop)
+    assert "lytics_silver can't be created in ODP" in changes.problem_of_identifier(shop)
+    assert retiring.retire(silver, by="sam", reason="a test")
+    retiring.advance_all(shop.pk, seconds=5)
+    assert changes.problem_of_identifier(shop) == ""
 
 
 def test_the_form_of_a_draft_with_waiting_events_asks_about_another_field(

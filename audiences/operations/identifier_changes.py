@@ -97,6 +97,12 @@ def not_now(install: Install) -> str:
     held = audiences(install).filter(Q(lane__paused_at__isnull=False) | Q(lane__blocked_at__isnull=False)).first()
     if held is not None:
         return f"{held.odp_id} is paused or blocked, so its members could not be verified. Resume or retire it first."
+    failing = audiences(install).filter(provisioned_at=None, hold_failures__gt=0).first()
+    if failing is not None:
+        return (
+            f"{failing.odp_id} can't be created in ODP, and the change would wait for it. Begin when ODP has it, or"
+            " retire it first."
+        )
     if Retirement.objects.filter(retiring.UNFINISHED, audience__install=install).exists():
         return "An audience of this install is being retired or taken back. Begin when that is over."
     if Resend.objects.filter(install=install, kind=Resend.Kind.REPAIR, ended_at=None).exists():
