@@ -498,6 +498,22 @@ def test_a_worker_killed_with_9_costs_a_chunk_that_the_next_one_does(
 # --- Two at once ----------------------------------------------------------------------------------------------
 
 
+def test_resends_take_turns_and_leave_the_slot_to_others_who_wait(
+    shop: Install, gold: Audience, woken: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resends, "CHUNK", 1)
+    for audience in (gold, make_audience(shop, "silver")):
+        in_the_ledger(audience, "ann", "kim", "lee")
+        assert resends.resync(audience, by="sam", reason="x")
+    woken.clear()
+    resends.advance_all(shop.pk, seconds=5, gives_way=lambda: True)
+    assert list(Resend.objects.values_list("done", flat=True)) == [1, 1]
+    assert woken == [("resend", shop.pk)], "the rest has a hint of its own"
+    resends.advance_all(shop.pk, seconds=0)
+    assert list(Resend.objects.values_list("done", flat=True)) == [2, 2]
+    assert woken == [("resend", shop.pk)] * 2
+
+
 @at_once
 def test_while_one_worker_does_a_chunk_another_does_not_wait_for_it(shop: Install, gold: Audience) -> None:
     in_the_ledger(gold, *numbered(5))

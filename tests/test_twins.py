@@ -311,9 +311,20 @@ def test_looks_that_fail_for_an_hour_are_a_trouble(
     assert told() == []
     Install.objects.update(looks_fail_since_at=now() - timedelta(minutes=61))
     assert told() == ["Audiences can't be looked at in ODP (Shop)"]
-    settings.LOOK_MINUTES = 0
-    assert told() == []
+    usual = {"enabled": True, "key_accepted_at": now(), "backoff_since_at": None, "backoff_until_at": None}
+    for quiet in (
+        {"enabled": False},
+        {"key_accepted_at": None},
+        {"backoff_since_at": now(), "backoff_until_at": now(), "backoff_failures": 1, "backoff_reason": "429"},
+    ):
+        Install.objects.update(**quiet)
+        assert told() == [], "an install that asks ODP nothing has an alert of its own"
+        Install.objects.update(**usual, backoff_failures=0, backoff_reason="")
+    for minutes in (0, 30):
+        settings.LOOK_MINUTES = minutes
+        assert told() == []
     settings.LOOK_MINUTES = 15
+    assert told() != []
     odp.clear_faults()
     look(shop)
     assert since() is None
