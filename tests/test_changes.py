@@ -224,6 +224,49 @@ def test_events_between_any_two_steps_end_right(
 
 
 @pytest.mark.parametrize("before", ["attribute"], indirect=True)
+def an_audience_that_odp_does_not_have(shop: Install) -> Audience:
+    made = make_audience(shop, provisioned=False)
+    enter(made, "kim", "lee")
+    return made
+
+
+def until(shop: Install, phase: str) -> None:
+    while GuidedChange.objects.get().phase != phase:
+        assert step(shop)
+
+
+def test_an_audience_that_is_made_by_the_old_mechanism_meanwhile_is_changed(
+    odp: ThreadedSandbox, shop: Install, before: str
+) -> None:
+    """ODP didn't have it when the change looked for it."""
+    gold = an_audience_that_odp_does_not_have(shop)
+    begin(shop)
+    until(shop, Phase.SWITCH)
+    drain_all(shop)
+    assert definition(odp) == before
+    change = finish(shop)
+    assert (change.problem, change.left_out, change.done) == ("", {}, 1)
+    assert definition(odp) == OTHER[before] == mechanism_in(gold)
+    assert Audience.objects.get().accepted_definition == ""
+    assert odp.members("lytics_gold") == ["kim", "lee"]
+
+
+def test_a_stop_after_an_audience_was_made_by_the_new_mechanism_brings_it_back(
+    odp: ThreadedSandbox, shop: Install, before: str
+) -> None:
+    gold = an_audience_that_odp_does_not_have(shop)
+    begin(shop)
+    until(shop, Phase.RESEND)
+    work(shop)
+    assert definition(odp) == OTHER[before]
+    changes.stop(GuidedChange.objects.get(), by="sam")
+    assert finish(shop).problem == "Stopped by sam."
+    work(shop)
+    assert definition(odp) == before == mechanism_in(gold)
+    assert (lane_of(gold).block_reason, Audience.objects.get().accepted_definition) == ("", "")
+    assert odp.members("lytics_gold") == ["kim", "lee"]
+
+
 def test_a_stop_at_any_step_leaves_the_audience_whole(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     """With events at the stop and two steps later, when the audience is being brought back."""
     begin(shop)

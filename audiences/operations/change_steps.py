@@ -147,11 +147,20 @@ def switch(change: GuidedChange) -> Step:
     # A retirement that begins later finds this change with its audience, and waits for it.
     if why := _retired(audience):
         return _leave_out_for_now(change, audience, why)
-    return _switch(audience, to_=change.after, accepted=change.old_definition)
+    return _switch(audience, to_=change.after, accepted=_replaced(change, audience))
 
 
 def back(change: GuidedChange) -> Step:
-    return _switch(_audience(change), to_=change.was, accepted="")
+    audience = _audience(change)
+    return _switch(audience, to_=change.was, accepted="" if change.old_definition else _replaced(change, audience))
+
+
+def _replaced(change: GuidedChange, audience: Audience) -> str:
+    """The digest of the definition that is replaced at the end. If ODP had no audience at the check, it may have been
+    made since: by the mechanism of before until the switch, and after that by the new one, which a return replaces.
+    """
+    other = _after(change) if change.is_returning else mechanism_of(change.install, change.was)
+    return change.old_definition or definitions.digest(other.definition(audience.odp_id))
 
 
 def _switch(audience: Audience, *, to_: str, accepted: str) -> Step:
@@ -197,7 +206,7 @@ def resend(change: GuidedChange) -> Step:
     if resync.stopped_by or was_skipped(audience, change.from_sequence):
         return _await(audience, Leases(None, None))
     if change.is_returning:
-        return to(Phase.CLEAN)
+        return to(Phase.CLEAN if change.old_definition else Phase.REPLACE)
     if not change.upto_sequence:
         return Step({"upto_sequence": audience.last_sequence})
     lane = Lane.objects.get(pk=audience.pk)
@@ -262,18 +271,21 @@ def verify(change: GuidedChange, client: Client) -> Step:
 
 
 def replace(change: GuidedChange, client: Client) -> Step:
-    """Replace the definition of ODP's audience by the new mechanism's, unless a person has edited it."""
+    """Replace the definition of ODP's audience by the new mechanism's, unless a person has edited it. A return replaces
+    that of an audience which was made by the new mechanism."""
     audience = _audience(change)
-    problem = _after(change).ensure(
+    mechanism = mechanism_of(change.install, change.was) if change.is_returning else _after(change)
+    problem = mechanism.ensure(
         client,
         audience.odp_id,
         naming.label(audience.slug),
         seconds=SECONDS,
-        replaced=change.old_definition,
+        replaced=_replaced(change, audience),
     )
     if isinstance(problem, Answer):
         return wait(problem.reason)
-    return to(Phase.CLEAN) if problem is None else _return(problem.reason)
+    # After a return, an edited definition blocks the audience until a person decides.
+    return to(Phase.CLEAN) if problem is None or change.is_returning else _return(problem.reason)
 
 
 def clean(change: GuidedChange, client: Client) -> Step:
