@@ -799,5 +799,6 @@ def test_a_fleet_that_is_gone_is_bad_though_nothing_waits(viewer: Client) -> Non
     beat("worker-1@here", seconds_ago=120)
     page = viewer.get(reverse("admin:index")).content.decode()
     assert "No other worker answers" in page
+    assert "Other workers take over" not in page, "there is none"
     assert "<strong>silent</strong>" in page
     assert alert(viewer, "worker-1@here is silent").tone == "bad"

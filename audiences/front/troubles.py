@@ -177,12 +177,16 @@ def stored(found: list[Alert]) -> list[tuple[Alert, Trouble | None]]:
 
 def _unheard(pulse: Pulse, extent: Extent) -> list[Alert]:
     """Alerts for workers that sent heartbeats within the last hour, then fell silent, and weren't stopped."""
-    others = f"Still answering: {len(pulse.answering)}." if pulse.answering else "No other worker answers."
+    others = (
+        f"Other workers take over its audiences. Still answering: {len(pulse.answering)}."
+        if pulse.answering
+        else "No other worker answers, so nothing is delivered."
+    )
     silent_workers = [
         Alert(
             "worker",
             f"The worker {worker} is silent",
-            f"It was killed, or can't reach Redis or PostgreSQL. Other workers take over its audiences. {others}",
+            f"It was killed, or can't reach Redis or PostgreSQL. {others}",
             worker.beat_at,
             list_url(Audience, state="behind"),
             "held" if pulse.answering else "bad",
