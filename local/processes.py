@@ -34,6 +34,8 @@ LONGEST_PAUSE_SECONDS = 30
 LOG_BYTES = 50 * 1024 * 1024
 # The number of quick exits of a child that are reported. The next report names its log file; later ones are left out.
 QUICK_EXITS_REPORTED = 3
+# The number of last lines of a log in which the reason of an end is looked for.
+END_LINES = 20
 
 
 class StackError(Exception):
@@ -247,8 +249,9 @@ def last_words(log: Path, *, since: int = 0) -> str:
 
 
 def reason(log_text: str) -> str:
-    """The line of a log that says what failed: PostgreSQL's last FATAL line, or else the last line that is no hint."""
+    """The line at the end of a log that says what failed: PostgreSQL's last FATAL line, or the last one but hints."""
     lines = [words for line in log_text.splitlines() if (words := line.strip()) and not words.startswith("HINT:")]
+    lines = lines[-END_LINES:]  # an earlier FATAL line is of a failure that the program outlived
     fatal = [line.split("FATAL:")[1].strip() for line in lines if "FATAL:" in line]
     return (fatal or lines or ["it printed nothing"])[-1]
 

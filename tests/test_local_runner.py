@@ -274,6 +274,15 @@ def test_a_setting_that_is_refused_is_named_and_not_only_its_hint() -> None:
     )
 
 
+def test_a_failure_that_a_program_outlived_is_not_why_it_ended() -> None:
+    ended = ["FATAL:  no space left", *["LOG:  shut down"] * 3]
+    assert reason("\n".join(ended)) == "no space left"
+    outlived = ["psycopg.OperationalError: FATAL:  the database system is shutting down", *["task done"] * 100]
+    assert (
+        reason("\n".join([*outlived, "worker shutting down signal=SIGTERM"])) == "worker shutting down signal=SIGTERM"
+    )
+
+
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "nowhere.invalid"])
 def test_a_host_that_is_no_address_of_this_machine_is_one_sentence(tmp_path: Path, host: str) -> None:
     with pytest.raises(StackError, match=rf"^HOST must be an address of this machine, not '{host}': .+\.$"):
