@@ -25,6 +25,7 @@ from tests.delivering import (
     make_audience,
     step_of,
 )
+from tests.threads import eventually
 from workers import drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -163,3 +164,21 @@ def test_a_making_is_given_up_at_once_when_its_session_is_lost(
     assert (silver.making_token, silver.hold_failures) == (None, 0)
     drain_all(shop)
     assert_all_is_well(silver)
+
+
+def test_a_statement_without_an_answer_is_cancelled_and_costs_its_session() -> None:
+    """Until PostgreSQL answers again, only one thread at a time waits for it."""
+    running = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep(600)%' AND state = 'active'"
+    try:
+        sessions.bound(0.5)
+        with pytest.raises(OperationalError, match=r"no answer for 0\.5 s"), connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(600)")
+        assert connection.connection is None
+        assert sessions.silence._silent
+        with admin() as other:
+            eventually(lambda: other.execute(running).fetchone() == (0,))
+        connection.ensure_connection()
+        assert not sessions.silence._silent
+    finally:
+        sessions.bound(0)
+        sessions.silence.ends()
