@@ -35,7 +35,8 @@ def troubled(running: Site, browser: Browser) -> Iterator[Person]:
         odp.control("/sandbox/keys/revoke", {"key": odp.private_key, "after_seconds": 0})
         call(url, header, message(transition(segment="s3", slug="stock")))
         person.follow("Now")
-        person.finds("lytics_stock can't be created in ODP")
+        # On a slow machine the audience of the test customer can't be created either, and both are one trouble.
+        person.finds("can't be created in ODP (Shop)")
         yield person
         person.leave()
         running.forget()
