@@ -12,14 +12,19 @@ from functools import lru_cache
 SECOND = 1_000_000_000
 _EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 — naive on purpose: the offset is subtracted as a number
 _HOUR = re.compile(r"\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3])", re.ASCII)
-# Also "+0000 UTC", as Go prints a time.
-_UTC = r"[Zz]|(?:[+-]00:?00\s*)?UTC"
+# Go prints the zone's name behind the offset, or the offset again, and sometimes the reading of its monotonic clock.
+_UTC = r"[Zz]|(?:[+-]00:?00\s*)?(?:UTC|GMT)"
+_NAME = r"(?:\s*(?!UTC|GMT)[A-Z]{3,5}|\s+[+-]\d\d(?:\d\d)?)?"
+_CLOCK = r"(?:\s+m=[+-]\d+\.\d+)?"
 _LAYOUT = re.compile(
-    rf"({_HOUR.pattern}:\d\d:\d\d)(?:[.,](\d+))?\s*({_UTC}|[+-][01]\d:?[0-5]\d|[+-]2[0-3]:?[0-5]\d)?", re.ASCII
+    rf"({_HOUR.pattern}:\d\d:\d\d)(?:[.,](\d+))?"
+    rf"\s*(?:(?:{_UTC}|([+-](?:[01]\d|2[0-3]):?[0-5]\d){_NAME}){_CLOCK})?",
+    re.ASCII,
 )
 # Go's zero time, as a date or as a number in seconds to nanoseconds; a date of zeros, as databases write it; and zero.
 _NEVER = re.compile(
-    rf"(?:0001-01-01|0000-0[01]-0[01])[Tt ]00:00:00(?:[.,]0+)?\s*(?:{_UTC}|[+-]00:?00)?"
+    r"(?:0001-01-01|0000-0[01]-0[01])[Tt ]00:00:00(?:[.,]0+)?"
+    rf"\s*(?:(?:{_UTC}|[+-]00:?00{_NAME}){_CLOCK})?"
     r"|-62135596800(?:000){0,3}(?:\.0+)?|-?0+(?:\.0+)?"
 )
 # The range of a signed 64-bit column, 1677 to 2262. A time outside of it becomes its first or last moment.
@@ -113,8 +118,8 @@ def _seconds(whole: str) -> int:
     return since.days * 86_400 + since.seconds + is_leap
 
 
-def _offset_seconds(offset: str | None) -> int:
-    if not offset or offset in "Zz" or offset.endswith("UTC"):
+def _offset_seconds(offset: str) -> int:
+    if not offset:
         return 0
     digits = offset[1:].replace(":", "")
     seconds = int(digits[:2]) * 3600 + int(digits[2:]) * 60

@@ -32,6 +32,10 @@ NOON = 1_772_452_800 * times.SECOND  # 2026-03-02T12:00:00Z
         ("2026-03-02T12:00:00+0000", NOON),
         ("2026-03-02 12:00:00 +0000 UTC", NOON),
         ("2026-03-02 12:00:00.5 UTC", NOON + 500_000_000),
+        ("2026-03-02 12:00:00 GMT", NOON),
+        ("2026-03-02 13:00:00 +0100 CET", NOON),
+        ("2026-03-02 09:00:00.000 -0300 -03", NOON),
+        ("2026-03-02 12:00:00 +0000 UTC m=+0.000012", NOON),
         (" 2026-03-02T12:00:00Z\n", NOON),
         ("1969-12-31T23:59:59.999999999Z", -1),
         ("1677-09-21T00:12:43.145224192Z", -(2**63)),
@@ -65,6 +69,10 @@ def test_it_cuts_digits_beyond_the_ninth_and_does_not_round() -> None:
         "2026-03-02T12:00:00+05:60",
         "2026-03-02T12:00:00Z and more",
         "2026-03-02T12:00:00+01:00 UTC",
+        "2026-03-02T12:00:00+01:00 GMT",
+        "2026-03-02 12:00:00 CET",
+        "2026-03-02 12:00:00 UTC CET",
+        "2026-03-02 12:00:00 +0100 cet",
         "٢٠٢٦-03-02T12:00:00Z",
         "٢٠٢٦-03-02T12:00:00.5Z",
         "2026-03-02T12:00:00.٣Z",
@@ -94,7 +102,7 @@ def test_a_leap_second_is_the_second_after_it(text: str) -> None:
     assert times.nanoseconds(text) == times.nanoseconds("2017-01-01T00:00:00.25Z")
 
 
-@pytest.mark.parametrize("text", [None, "", "  ", "0001-01-01T00:00:00Z", "0001-01-01 00:00:00 +0000 UTC"])
+@pytest.mark.parametrize("text", [None, "", "  ", "0001-01-01T00:00:00Z", "0001-01-01 00:00:00 +0000 GMT"])
 def test_it_recognises_the_placeholder_of_lytics_for_no_time(text: str | None) -> None:
     assert times.is_missing(text)
     assert not times.is_missing("2026-03-02T12:00:00Z")
