@@ -1,10 +1,12 @@
 """``DATABASE_URL`` as Django's settings of the database."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import psycopg
 from django.core.exceptions import ImproperlyConfigured
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 
 def read(url: str, *, prepared: bool) -> dict[str, object]:
@@ -15,10 +17,7 @@ def read(url: str, *, prepared: bool) -> dict[str, object]:
         options = conninfo_to_dict(url)
     except psycopg.Error as error:
         raise ImproperlyConfigured(f"DATABASE_URL can't be read: {_without_password(url, str(error))}.") from None
-    for name in _WHOLE_NUMBERS & options.keys():
-        # libpq and psycopg check them when they connect: each page would be an error, and each call get a 503.
-        if not re.fullmatch(r"\s*-?\d{1,9}\s*", str(options[name]), re.ASCII):
-            raise ImproperlyConfigured(f"{name} in DATABASE_URL must be a whole number, not {options[name]!r}.")
+    _check_values(options)
     own = {django: str(options.pop(libpq, "") or "") for django, libpq in _OF_DJANGO.items()}
     return {
         "ENGINE": "audiences.database",
@@ -50,7 +49,28 @@ _WHOLE_NUMBERS = {
     *("connect_timeout", "tcp_user_timeout"),
     *("keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count"),
 }
+# A device, so no server has a socket there.
+_NO_FOLDER = "/dev/null"
 _OF_DJANGO = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+
+
+def _check_values(options: Mapping[str, Any]) -> None:
+    """Raise ``ImproperlyConfigured`` for a value with which no connection begins: every call would be answered 503."""
+    for name in _WHOLE_NUMBERS & options.keys():
+        if not re.fullmatch(r"\s*-?\d{1,9}\s*", str(options[name]), re.ASCII):
+            raise ImproperlyConfigured(f"{name} in DATABASE_URL must be a whole number, not {options[name]!r}.")
+    for port in str(options.get("port") or "").split(","):
+        # It isn't named, because it may be a part of a password with an unquoted @.
+        if not re.fullmatch(r"\s*(?:[1-9]\d{0,4})?\s*", port, re.ASCII) or int(port.strip() or 0) > 65_535:
+            raise ImproperlyConfigured("A port in DATABASE_URL is not one from 1 to 65535.")
+    # libpq checks all other values before it looks for a server. These servers can't exist.
+    hosts = str(options.get("hostaddr") or options.get("host") or "").count(",") + 1
+    nowhere = make_conninfo(**{**options, "host": ",".join([_NO_FOLDER] * hosts), "hostaddr": None})
+    tried = psycopg.pq.PGconn.connect_start(nowhere.encode())
+    words = tried.error_message.decode(errors="replace").strip()
+    tried.finish()
+    if _NO_FOLDER not in words:
+        raise ImproperlyConfigured(f"DATABASE_URL can't be used: {words}.")
 
 
 def _without_password(url: str, words: str) -> str:

@@ -219,6 +219,30 @@ def test_an_option_that_is_no_whole_number_is_named(name: str, value: str) -> No
         database_url.read(f"postgres://u:geheim@h/d?{name}={value}", prepared=True)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("sslmode=requre", "target_session_attrs=writable", "channel_binding=yes", "load_balance_hosts=rand"),
+        *("require_auth=foo", "ssl_min_protocol_version=TLSv9", "sslrootcert=system&sslmode=require", "gssencmode="),
+    ],
+)
+def test_a_value_that_libpq_refuses_is_named_at_the_start(value: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=rf"DATABASE_URL can't be used: .*{value.partition('=')[0]}"):
+        database_url.read(f"postgres://u:geheim@h1,h2/d?{value}", prepared=True)
+
+
+@pytest.mark.parametrize("servers", ["h:99999", "h:0", "h1,h2:1,h3:x", "ss:geheim@h"])
+def test_a_port_that_is_none_is_reported_without_it(servers: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=r"(?i)port in DATABASE_URL|DATABASE_URL can") as refusal:
+        database_url.read(f"postgres://u:p@{servers}/d", prepared=True)
+    assert "geheim" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("servers", ["", "h", "h:5432", "h1,h2", "h1:1,h2:2", "[::1]:5432", "%2Frun%2Fpostgresql"])
+def test_any_servers_are_read_without_asking_them(servers: str) -> None:
+    assert database_url.read(f"postgres://u:geheim@{servers}/d?sslmode=prefer", prepared=True)["NAME"] == "d"
+
+
 def test_the_writable_host_is_found_among_several(tmp_path: Path, install: Install) -> None:
     """The first host refuses every connection."""
     url = os.environ["DATABASE_URL"].rsplit("/", 1)[0] + f"/{connection.settings_dict['NAME']}"
