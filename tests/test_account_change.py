@@ -619,6 +619,17 @@ def test_an_audience_in_the_old_account_that_another_install_uses_now_is_not_emp
     assert_all_is_well(gold, theirs)
 
 
+def blocked_audience_of_another_install(odp: ThreadedSandbox, shop: Install) -> Audience:
+    """It has the id under which ``shop`` has left members in its old account."""
+    other = make_install(odp, name="Other", mechanism=shop.mechanism)
+    drafts.note_key(other.pk, problem="")
+    theirs = make_audience(other, provisioned=False)
+    enter(theirs, "zoe")
+    drain_all(other)
+    assert "ODP still has its members there" in lane_of(theirs).block_reason
+    return theirs
+
+
 @by_each_mechanism
 @pytest.mark.parametrize("has_another_id", [False, True])
 def test_another_install_gets_no_id_under_which_the_old_account_has_members(
@@ -631,12 +642,7 @@ def test_another_install_gets_no_id_under_which_the_old_account_has_members(
         work(shop)
     begin(shop, new)
     assert finish(shop).problem == ""
-    other = make_install(odp, name="Other", mechanism=shop.mechanism)
-    drafts.note_key(other.pk, problem="")
-    theirs = make_audience(other, provisioned=False)
-    enter(theirs, "zoe")
-    drain_all(other)
-    assert "ODP still has its members there" in lane_of(theirs).block_reason
+    theirs = blocked_audience_of_another_install(odp, shop)
     assert members(odp) == BEFORE
     assert other_id.use(theirs, "lytics_theirs", by="kim", reason="a test")
     theirs.refresh_from_db()
@@ -648,16 +654,11 @@ def test_another_install_gets_an_id_that_was_emptied_in_the_old_account(
 ) -> None:
     begin(shop, new, empties=True)
     until(shop, Phase.EMPTY)
-    other = make_install(odp, name="Other", mechanism=shop.mechanism)
-    drafts.note_key(other.pk, problem="")
-    theirs = make_audience(other, provisioned=False)
-    enter(theirs, "zoe")
-    drain_all(other)
-    assert "ODP still has its members there" in lane_of(theirs).block_reason
+    theirs = blocked_audience_of_another_install(odp, shop)
     change = finish(shop)
     assert (change.problem, change.left_out) == ("", {})
     assert holds.unblock(lane_of(theirs))
-    drain_all(other)
+    drain_all(theirs.install)
     assert members(odp) == ["zoe"]
     assert members(new) == BEFORE
 

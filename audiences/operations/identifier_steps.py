@@ -50,7 +50,8 @@ def choose(change: GuidedChange) -> Step:
     if change.switched_at is None:
         return to(Phase.READ_BY)
     waiting = identifier_changes.audiences(change.install).filter(pk__gt=change.last_audience_id)
-    # An audience that ODP doesn't have may wait for long. All events of one that is newer were read by the new field.
+    # An audience can be missing in ODP for a long time. The change doesn't wait for one that was added after the last
+    # call that was read by the old field.
     waiting = waiting.exclude(provisioned_at=None, created_at__gte=_all_read_by_new(change))
     audience = waiting.order_by("pk").first()
     if audience is None:
@@ -112,8 +113,9 @@ def audit(change: GuidedChange) -> Step:
 
 
 def _left_out_sent_again(audit: Audit) -> bool:
-    """Whether this service has sent events again during the audit, such as those of a resync. The audit compares nobody
-    who has an event since it began, so it leaves out these people, who may be known by the old field.
+    """Whether this service has sent events again during the audit, for example in a resync.
+
+    The audit leaves out everybody who has an event since it began. ODP may know these people by the old field.
     """
     again = Again.objects.filter(audience=audit.audience_id, last_sequence__gt=audit.before_sequence)
     return bool(audit.moving) and again.exists()

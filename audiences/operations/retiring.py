@@ -252,8 +252,10 @@ def _still_members(audience: Audience, *, after: int) -> list[Entry]:
 
 
 def _end_unmade(retirement: Retirement, audience: Audience) -> bool:
-    """End the log of an audience that has nobody in ODP. After a take-over, ODP has the audience of the newer one under
-    its id: the next step deletes that. Else none is due."""
+    """End the log of an audience that has no members in ODP. Returns whether the next step is due.
+
+    After a take-over, ODP has the newer segment's former audience under this id, and the next step deletes that.
+    """
     if audience.making_until_at is not None and audience.making_until_at > now():
         return False
     holds.end_log(audience.pk, audience.last_sequence)
