@@ -29,7 +29,8 @@ def deadline_within_lease(**kwargs: object) -> list[CheckMessage]:
         return []
     return [
         Error(
-            "LEASE_SECONDS must be at least two more than DELIVERY_DEADLINE_SECONDS.",
+            f"LEASE_SECONDS ({settings.LEASE_SECONDS:g}) must be at least two more than DELIVERY_DEADLINE_SECONDS"
+            f" ({settings.DELIVERY_DEADLINE_SECONDS:g}).",
             hint="A request that outlives its lease could overtake the next one of the same audience.",
             id="audiences.E001",
         )
@@ -55,25 +56,12 @@ def encryption_keys_usable(**kwargs: object) -> list[CheckMessage]:
     return errors
 
 
-@register()
-def body_limit_holds_a_batch(**kwargs: object) -> list[CheckMessage]:
-    """Lytics sends up to 1,000 records of up to 1 MB; 300 small ones are usual. Below 1 MB even those don't fit."""
-    if settings.WEBHOOK_BODY_LIMIT >= 1_000_000:
-        return []
-    return [
-        Error(
-            "WEBHOOK_BODY_LIMIT is below 1,000,000 bytes.",
-            hint="One batch of 300 events would not fit, and Lytics would send it for ever.",
-            id="audiences.E004",
-        )
-    ]
-
-
 @register(deploy=True)
 def public_url_is_https(**kwargs: object) -> list[CheckMessage]:
     if urlsplit(settings.PUBLIC_URL).scheme == "https" or odp_hosts.is_local(settings.PUBLIC_URL):
         return []
-    return [Error("PUBLIC_URL must start with https:// — Lytics calls nothing else.", id="audiences.E005")]
+    words = f"PUBLIC_URL must start with https:// — Lytics calls nothing else — and is {settings.PUBLIC_URL}."
+    return [Error(words, id="audiences.E005")]
 
 
 @register(deploy=True)
@@ -82,7 +70,11 @@ def lytics_api_is_https(**kwargs: object) -> list[CheckMessage]:
     if (url.scheme == "https" and url.hostname) or odp_hosts.is_local(settings.LYTICS_API_URL):
         return []
     hint = "Each request carries the API token. http:// is for a sandbox only."
-    return [Error("LYTICS_API_URL must start with https://.", hint=hint, id="audiences.E014")]
+    return [
+        Error(
+            f"LYTICS_API_URL must start with https://, not {settings.LYTICS_API_URL}.", hint=hint, id="audiences.E014"
+        )
+    ]
 
 
 @register()
@@ -105,10 +97,15 @@ SHORTEST_METRICS_TOKEN = 16
 
 @register()
 def metrics_token_is_long(**kwargs: object) -> list[CheckMessage]:
-    if not settings.METRICS_TOKEN or len(settings.METRICS_TOKEN) >= SHORTEST_METRICS_TOKEN:
-        return []
+    token: str = settings.METRICS_TOKEN
     hint = "Empty switches GET /metrics off. .env.example has a line that makes a token."
-    return [Error(f"METRICS_TOKEN has fewer than {SHORTEST_METRICS_TOKEN} characters.", hint=hint, id="audiences.E015")]
+    if token and len(token) < SHORTEST_METRICS_TOKEN:
+        return [
+            Error(f"METRICS_TOKEN has fewer than {SHORTEST_METRICS_TOKEN} characters.", hint=hint, id="audiences.E015")
+        ]
+    if not token.isascii() or " " in token:  # no caller could send it
+        return [Error("METRICS_TOKEN must have ASCII characters only, and no blank.", hint=hint, id="audiences.E023")]
+    return []
 
 
 @register()
@@ -132,7 +129,9 @@ def tracing_is_installed(**kwargs: object) -> list[CheckMessage]:
 def backoff_grows(**kwargs: object) -> list[CheckMessage]:
     if settings.BACKOFF_FIRST_SECONDS <= settings.BACKOFF_LONGEST_SECONDS:
         return []
-    return [Error("BACKOFF_FIRST_SECONDS must not exceed BACKOFF_LONGEST_SECONDS.", id="audiences.E006")]
+    first, longest = f"({settings.BACKOFF_FIRST_SECONDS:g})", f"({settings.BACKOFF_LONGEST_SECONDS:g})"
+    words = f"BACKOFF_FIRST_SECONDS {first} must not exceed BACKOFF_LONGEST_SECONDS {longest}."
+    return [Error(words, id="audiences.E006")]
 
 
 @register(Tags.database)
@@ -200,7 +199,9 @@ def alert_channels_usable(**kwargs: object) -> list[CheckMessage]:
     try:
         quiet_hours.end_of(settings.ALERT_QUIET_HOURS, now())
     except ValueError as error:
-        errors.append(Error(f"ALERT_QUIET_HOURS can't be read: {error}.", id="audiences.E017"))
+        errors.append(
+            Error(f"ALERT_QUIET_HOURS can't be read: {settings.ALERT_QUIET_HOURS!r}; {error}.", id="audiences.E017")
+        )
     if settings.EMAIL_USE_TLS and settings.EMAIL_USE_SSL:
         errors.append(Error("Only one of EMAIL_USE_TLS and EMAIL_USE_SSL can be on.", id="audiences.E018"))
     return errors
@@ -214,20 +215,8 @@ def log_outlives_its_history(**kwargs: object) -> list[CheckMessage]:
     if not days or (settings.RUNS_KEEP_DAYS and settings.DELIVERIES_KEEP_DAYS and days >= longest):
         return []
     hint = "Set it to at least both of them. With 0 it keeps all events, and has to while one of them is 0."
-    return [
-        Error("EVENTS_KEEP_DAYS is less than RUNS_KEEP_DAYS or DELIVERIES_KEEP_DAYS.", hint=hint, id="audiences.E020")
-    ]
-
-
-# Days that a retention may have: a hundred years. With more, PostgreSQL's calendar ends.
-LONGEST_RETENTION = 36_500
-
-
-@register()
-def retention_is_possible(**kwargs: object) -> list[CheckMessage]:
-    names = [name for name in dir(settings) if name.endswith("_KEEP_DAYS")]
-    return [
-        Error(f"{name} must be from 0 to {LONGEST_RETENTION:,}.", hint="0 keeps the rows.", id="audiences.E019")
-        for name in names
-        if not 0 <= getattr(settings, name) <= LONGEST_RETENTION
-    ]
+    words = (
+        f"EVENTS_KEEP_DAYS ({days}) is less than RUNS_KEEP_DAYS ({settings.RUNS_KEEP_DAYS}) or DELIVERIES_KEEP_DAYS"
+        f" ({settings.DELIVERIES_KEEP_DAYS}), of which 0 is for ever."
+    )
+    return [Error(words, hint=hint, id="audiences.E020")]

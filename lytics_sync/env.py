@@ -8,12 +8,15 @@ runner writes (mode 0600) when it makes this checkout's secrets and starts the e
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ImproperlyConfigured
+
+Number = TypeVar("Number", int, float)
 
 PROJECT_DIR = Path(__file__).resolve().parent.parent
 
@@ -59,23 +62,49 @@ def refuse_former_names() -> None:
 
 
 # A host name, an IP address or "*". A dot before a host name includes its subdomains.
-_HOST = re.compile(r"\*|\.?[^\s/:\[\]@]+|\[[0-9A-Fa-f:.]+\]")
+_HOST = re.compile(r"""\*|\.?[^\s/:\[\]@?#,"']+|\[[0-9A-Fa-f:.]+\]""")
+_IPV6 = re.compile(r"[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
+_ORIGIN = re.compile(r"https?://(\*\.)?([^\s/:\[\]@?#*]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
+_EMAIL = re.compile(r"([^<>]*<)?[^\s@<>]+@[^\s@<>]+>?")
+# Characters of a wrong value that a refusal shows.
+_SHOWN = 60
+
+
+def _given(name: str) -> str:
+    """The value without white space at its ends, such as a line end of the file that it came from; empty if not set."""
+    value = os.environ.get(name, "").strip() or _local_file().get(name, "")
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
+        raise ImproperlyConfigured(f"{name} must be without the quotation marks around it: they would be a part of it.")
+    return value
+
+
+def _refuse_invisible(name: str, value: str) -> None:
+    """Raise ``ImproperlyConfigured`` for a line end, a control or zero-width character, or a byte that isn't UTF-8."""
+    if not value.isprintable():
+        raise ImproperlyConfigured(f"{name} must have no line end and no invisible character in it.")
+
+
+def _shown(value: str) -> str:
+    """The value as a refusal quotes it: not too long, and without the password of a URL."""
+    value = re.sub(r"//\S*@", "//…@", value)
+    return repr(value if len(value) <= _SHOWN else f"{value[:_SHOWN]}…")
 
 
 def text(name: str, default: str | None = None) -> str:
-    """The setting ``name`` as text; without a default it must be there (``ImproperlyConfigured``)."""
-    value = os.environ.get(name) or _local_file().get(name)
-    if value:
+    """The setting ``name`` as text in one line; without a default it must be there (``ImproperlyConfigured``)."""
+    if value := _given(name):
+        _refuse_invisible(name, value)
         return value
     if default is None:
         raise ImproperlyConfigured(f"{name} is not set. `make run` sets it for a local stack; see .env.example.")
     return default
 
 
-def url(name: str, default: str) -> str:
+def url(name: str, default: str, *, is_base: bool = False) -> str:
     """The setting ``name`` as an http or https URL, or empty if the default is (``ImproperlyConfigured`` otherwise).
 
-    The refusal doesn't quote it: the URLs of some channels are secrets.
+    The refusal doesn't quote it: the URLs of some channels are secrets. A base, in front of paths, has no user name,
+    query or fragment; it is returned without a slash at its end.
     """
     value = text(name, default)
     if value == default:
@@ -84,44 +113,46 @@ def url(name: str, default: str) -> str:
         parts = urlsplit(value)
         # ``port`` raises ``ValueError`` when it is no number or too large.
         is_usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        is_usable = is_usable and not parts.netloc.endswith(":")
     except ValueError:
         is_usable = False
     if not is_usable or any(character.isspace() for character in value):
         raise ImproperlyConfigured(f"{name} must be a URL that begins with https:// or http:// and names a host.")
-    return value
+    if is_base and (parts.username is not None or "?" in value or "#" in value):
+        raise ImproperlyConfigured(f"{name} must be a URL without user name, password, ? and #.")
+    return value.rstrip("/") if is_base else value
 
 
-def integer(name: str, default: int, *, least: int = 0, most: int | None = None) -> int:
-    """The setting ``name`` as a whole number from ``least`` to ``most`` (``ImproperlyConfigured`` otherwise)."""
-    value = text(name, str(default))
+def host_of(url: str) -> str:
+    """The host that a URL names, as ``hosts`` reads it: IPv6 in brackets."""
+    parts = urlsplit(url)
+    return parts.netloc.removesuffix(f":{parts.port}")
+
+
+def integer(name: str, default: int, *, least: int, most: int, zero: bool = False) -> int:
+    """The setting ``name`` as a whole number in a range, or 0 with ``zero`` (``ImproperlyConfigured`` otherwise)."""
+    return _in_range(name, text(name, str(default)), int, "a whole number", least, most, zero)
+
+
+def number(name: str, default: float, *, least: float, most: float, zero: bool = False) -> float:
+    """The setting ``name`` as a number in a range, or 0 with ``zero`` (``ImproperlyConfigured`` otherwise).
+
+    Its unit is in its name. The range ends before a value with which something would spin, or stand still for ever.
+    """
+    return _in_range(name, text(name, str(default)), float, "a number", least, most, zero)
+
+
+def _in_range(
+    name: str, value: str, read: Callable[[str], Number], kind: str, least: Number, most: Number, zero: bool
+) -> Number:
     try:
-        read = int(value)
-    except ValueError as error:
-        raise ImproperlyConfigured(f"{name} must be a whole number, not {value!r}.") from error
-    if read < least:
-        raise ImproperlyConfigured(f"{name} must be {least} or more, not {value!r}.")
-    if most is not None and read > most:
-        raise ImproperlyConfigured(f"{name} must be {most} or less, not {value!r}.")
-    return read
-
-
-def number(name: str, default: float, *, is_positive: bool = False) -> float:
-    """The setting ``name`` as a number, zero allowed (``ImproperlyConfigured`` otherwise). Its unit is in its name."""
-    value = text(name, str(default))
-    try:
-        read = float(value)
-    except ValueError as error:
-        raise ImproperlyConfigured(f"{name} must be a number, not {value!r}.") from error
-    if not 0 <= read < float("inf") or (is_positive and not read):
-        raise ImproperlyConfigured(
-            f"{name} must be {'more than zero' if is_positive else 'zero or more'}, not {value!r}."
-        )
-    return read
-
-
-def positive(name: str, default: float) -> float:
-    """The setting ``name`` as a number above zero (``ImproperlyConfigured`` otherwise). Its unit is in its name."""
-    return number(name, default, is_positive=True)
+        found = read(value) if value.isascii() else None
+    except ValueError:
+        found = None
+    if found is None or not (least <= found <= most or (zero and found == 0)):
+        wanted = f"{'0 or ' if zero else ''}{kind} from {least} to {most}"
+        raise ImproperlyConfigured(f"{name} must be {wanted}, not {_shown(value)}.")
+    return found
 
 
 def flag(name: str, default: bool) -> bool:
@@ -129,19 +160,19 @@ def flag(name: str, default: bool) -> bool:
     words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     value = text(name, str(default)).lower()
     if value not in words:
-        raise ImproperlyConfigured(f"{name} must be one of {', '.join(words)}, not {value!r}.")
+        raise ImproperlyConfigured(f"{name} must be one of {', '.join(words)}, not {_shown(value)}.")
     return words[value]
 
 
 def json_object(name: str) -> dict[str, object] | None:
     """The setting ``name`` as a JSON object, or None when it isn't set (``ImproperlyConfigured`` for anything else)."""
-    value = text(name, "{}")
+    value = _given(name) or "{}"
     try:
         parsed = json.loads(value)
-    except ValueError as error:
-        raise ImproperlyConfigured(f"{name} must be a JSON object, not {value[:60]!r}.") from error
+    except (ValueError, RecursionError):
+        parsed = None
     if not isinstance(parsed, dict):
-        raise ImproperlyConfigured(f"{name} must be a JSON object, not {value[:60]!r}.")
+        raise ImproperlyConfigured(f"{name} must be a JSON object, not {_shown(value)}.")
     return parsed or None
 
 
@@ -149,21 +180,78 @@ def one_of(name: str, choices: Sequence[str], default: str) -> str:
     """The setting ``name`` as one of ``choices`` (``ImproperlyConfigured`` for any other word)."""
     value = text(name, default).lower()
     if value not in choices:
-        raise ImproperlyConfigured(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+        raise ImproperlyConfigured(f"{name} must be one of {', '.join(choices)}, not {_shown(value)}.")
     return value
 
 
 def hosts(name: str, default: str) -> list[str]:
-    """The setting ``name`` as a list of host names (``ImproperlyConfigured`` otherwise).
+    """The setting ``name`` as a list of at least one host name (``ImproperlyConfigured`` otherwise).
 
     Django would accept a URL or a port, and then refuse each request.
     """
-    for host in (found := words(name, default)):
+    if not (found := words(name, default)):
+        raise ImproperlyConfigured(f"{name} must name at least one host.")
+    for host in found:
         if not _HOST.fullmatch(host):
-            raise ImproperlyConfigured(f"{name} must have host names only, without https:// and port, not {host!r}.")
+            raise ImproperlyConfigured(
+                f"{name} must have host names only, without https:// and port, not {_shown(host)}."
+            )
     return found
 
 
+def exact_hosts(name: str) -> list[str]:
+    """The setting ``name`` as a list of host names, as ``urlsplit`` reads them from a URL: in lower case, IPv6 without
+    brackets (``ImproperlyConfigured`` otherwise). It is empty by default, and a wildcard is refused.
+    """
+    found = [host.removeprefix("[").removesuffix("]").lower() for host in words(name)]
+    for host in found:
+        if "*" in host or host.startswith(".") or not (_HOST.fullmatch(host) or _IPV6.fullmatch(host)):
+            wanted = "whole host names only, without https://, port and *"
+            raise ImproperlyConfigured(f"{name} must have {wanted}, not {_shown(host)}.")
+    return found
+
+
+def host(name: str, default: str) -> str:
+    """The setting ``name`` as one host name or address (``ImproperlyConfigured`` otherwise)."""
+    value = text(name, default)
+    if "*" in value or not (_HOST.fullmatch(value) or _IPV6.fullmatch(value)):
+        raise ImproperlyConfigured(f"{name} must be a host name, without port, not {_shown(value)}.")
+    return value
+
+
+def origins(name: str, default: str) -> list[str]:
+    """The setting ``name`` as a list of origins, without a path (``ImproperlyConfigured`` otherwise).
+
+    Browsers send no path in ``Origin``, so Django would never find a value with one.
+    """
+    found = [origin.rstrip("/") for origin in words(name, default)]
+    for origin in found:
+        if not _ORIGIN.fullmatch(origin):
+            raise ImproperlyConfigured(
+                f"{name} must have origins only, such as https://a.example.com, not {_shown(origin)}."
+            )
+    return found
+
+
+def emails(name: str, default: str = "") -> list[str]:
+    """The setting ``name`` as a list of e-mail addresses (``ImproperlyConfigured`` otherwise)."""
+    for address in (found := words(name, default)):
+        if not _EMAIL.fullmatch(address):
+            raise ImproperlyConfigured(f"{name} must have e-mail addresses only, not {_shown(address)}.")
+    return found
+
+
+def email(name: str, default: str) -> str:
+    """The setting ``name`` as one e-mail address (``ImproperlyConfigured`` otherwise)."""
+    value = text(name, default)
+    if not _EMAIL.fullmatch(value):
+        raise ImproperlyConfigured(f"{name} must be an e-mail address, not {_shown(value)}.")
+    return value
+
+
 def words(name: str, default: str = "") -> list[str]:
-    """The setting ``name`` as a list, split at commas."""
-    return [word.strip() for word in text(name, default).split(",") if word.strip()]
+    """The setting ``name`` as a list, split at commas; a line may end at a comma."""
+    found = [word.strip() for word in (_given(name) or default).split(",") if word.strip()]
+    for word in found:
+        _refuse_invisible(name, word)
+    return found

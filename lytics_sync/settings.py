@@ -6,12 +6,13 @@ writes that page.
 
 import ssl
 from datetime import timedelta
-from urllib.parse import urlsplit
+from urllib.parse import urljoin
 
 from django.urls import reverse_lazy
 
 from lytics.identifiers import placeholder
 from lytics_sync import admin_theme, database_url, env, logs, redis_url
+from lytics_sync.env import host_of
 from outgoing.retry_after import LONGEST_RETRY_AFTER
 
 env.refuse_former_names()
@@ -31,20 +32,20 @@ FIELD_ENCRYPTION_KEYS = env.words("FIELD_ENCRYPTION_KEYS")
 # The port that the default of PUBLIC_URL names; the local runner and compose serve the web process there.
 PORT = env.integer("PORT", 8000, least=1, most=65_535)
 # The address at which Lytics and people reach this service; the webhook URLs shown start with it.
-PUBLIC_URL = env.url("PUBLIC_URL", f"http://127.0.0.1:{PORT}").rstrip("/")
+PUBLIC_URL = env.url("PUBLIC_URL", f"http://127.0.0.1:{PORT}", is_base=True)
 # Host names under which this service may be called; calls to any other are refused.
-ALLOWED_HOSTS = env.hosts("ALLOWED_HOSTS", f"localhost,127.0.0.1,[::1],{urlsplit(PUBLIC_URL).hostname or ''}")
+ALLOWED_HOSTS = env.hosts("ALLOWED_HOSTS", f"localhost,127.0.0.1,[::1],{host_of(PUBLIC_URL)}")
 # Origins from which the forms of the admin may be sent.
-CSRF_TRUSTED_ORIGINS = env.words("CSRF_TRUSTED_ORIGINS", PUBLIC_URL)
+CSRF_TRUSTED_ORIGINS = env.origins("CSRF_TRUSTED_ORIGINS", f"{urljoin(PUBLIC_URL, '/')}")
 
 # --- Receiving -----------------------------------------------------------------------------------------------
 
 # The largest body of a call in bytes, checked as sent and again when decompressed. Lytics gives up for good on
 # 413, so a larger body gets a 503; a proxy in front of this service must allow at least as much.
-WEBHOOK_BODY_LIMIT = env.integer("WEBHOOK_BODY_LIMIT", 64 * 1024 * 1024)
+WEBHOOK_BODY_LIMIT = env.integer("WEBHOOK_BODY_LIMIT", 64 * 1024 * 1024, least=1_000_000, most=2**30)
 # How many seconds a transition's time may be ahead of this service's clock. A later time would win over every real
 # event until then, so it is ignored: the message's own time counts, else the time of the call.
-CLOCK_TOLERANCE_SECONDS = env.positive("CLOCK_TOLERANCE_SECONDS", 300)
+CLOCK_TOLERANCE_SECONDS = env.number("CLOCK_TOLERANCE_SECONDS", 300, least=1, most=86_400)
 _NOBODY = (
     "null,nil,none,undefined,nan,infinity,n/a,#n/a,unknown,anonymous,notset,not_set,"
     "[object object],[object undefined],[object null],\\n"
@@ -54,50 +55,52 @@ _NOBODY = (
 # off.
 PLACEHOLDER_IDENTIFIERS = frozenset(map(placeholder, env.words("PLACEHOLDER_IDENTIFIERS", _NOBODY)))
 # The number of events that wait per install, without paused and blocked audiences, above which calls get a 503.
-BACKLOG_HIGH_WATER = env.integer("BACKLOG_HIGH_WATER", 50_000_000)
+BACKLOG_HIGH_WATER = env.integer("BACKLOG_HIGH_WATER", 50_000_000, least=1_000, most=10**12)
 # How many seconds the body of a call may take to arrive; a longer one gets a 503. The same limit holds for a
 # caller that reads nothing of its response.
-WEBHOOK_READ_SECONDS = env.positive("WEBHOOK_READ_SECONDS", 60)
+WEBHOOK_READ_SECONDS = env.number("WEBHOOK_READ_SECONDS", 60, least=1, most=3_600)
 # The size of the database in bytes above which calls get a 503 until it falls again; 0 for no limit.
-DATABASE_HIGH_WATER_BYTES = env.integer("DATABASE_HIGH_WATER_BYTES", 0)
+DATABASE_HIGH_WATER_BYTES = env.integer("DATABASE_HIGH_WATER_BYTES", 0, least=10**8, most=10**15, zero=True)
 # The Retry-After of a 503, in seconds.
-RETRY_AFTER_SECONDS = env.integer("RETRY_AFTER_SECONDS", 30)
+RETRY_AFTER_SECONDS = env.integer("RETRY_AFTER_SECONDS", 30, least=1, most=3_600)
 # The longest random Retry-After, in seconds, after a short failure of PostgreSQL, such as a restart or a deadlock.
 # The shortest is one second. One response stops a whole Lytics job for that long.
-RETRY_SOON_SECONDS = env.integer("RETRY_SOON_SECONDS", 3)
+RETRY_SOON_SECONDS = env.integer("RETRY_SOON_SECONDS", 3, least=1, most=3_600)
 # Calls with a wrong token per address, minute and web process after which such calls get a 429; 0 for no limit.
 # Callers with a valid token are never counted.
-BAD_TOKENS_PER_MINUTE = env.integer("BAD_TOKENS_PER_MINUTE", 60)
+BAD_TOKENS_PER_MINUTE = env.integer("BAD_TOKENS_PER_MINUTE", 60, least=0, most=1_000_000)
 # Whether a proxy of ours is in front, so that its X-Forwarded-Proto and X-Forwarded-For are trusted.
 BEHIND_PROXY = env.flag("BEHIND_PROXY", False)
 # The number of our proxies one behind the other, and so of the trusted last entries of X-Forwarded-For.
-TRUSTED_PROXIES = env.integer("TRUSTED_PROXIES", 1)
+TRUSTED_PROXIES = env.integer("TRUSTED_PROXIES", 1, least=1, most=32)
 
 # --- Delivering ----------------------------------------------------------------------------------------------
 
 # How many seconds one request to ODP may take, from connecting to the last byte of the response.
-DELIVERY_DEADLINE_SECONDS = env.positive("DELIVERY_DEADLINE_SECONDS", 8)
+DELIVERY_DEADLINE_SECONDS = env.number("DELIVERY_DEADLINE_SECONDS", 8, least=1, most=600)
 # How many seconds a claim on a lane lasts; one audience waits that long after its worker was killed. It must be longer
 # than the deadline, which a system check ensures.
-LEASE_SECONDS = env.positive("LEASE_SECONDS", 11)
+LEASE_SECONDS = env.number("LEASE_SECONDS", 11, least=3, most=3_600)
 # How many seconds one drain task works at most. While other tasks wait for a slot it ends after one request.
-DRAIN_SECONDS = env.positive("DRAIN_SECONDS", 5)
+DRAIN_SECONDS = env.number("DRAIN_SECONDS", 5, least=0.1, most=60)
 # The interval in seconds at which a sweep looks for waiting events whose hint was lost.
-SWEEP_SECONDS = env.positive("SWEEP_SECONDS", 1)
+SWEEP_SECONDS = env.number("SWEEP_SECONDS", 1, least=0.1, most=60)
 # How many seconds ODP gets to apply a request that timed out, before its customers are reconciled. Customers for
 # whom something newer was sent in the meantime are sent again.
-RECONCILE_AFTER_SECONDS = env.positive("RECONCILE_AFTER_SECONDS", 300)
+RECONCILE_AFTER_SECONDS = env.number("RECONCILE_AFTER_SECONDS", 300, least=1, most=86_400)
 # The interval in seconds at which new events are summarised for the search for one customer.
-SUMMARISE_SECONDS = env.positive("SUMMARISE_SECONDS", 30)
+SUMMARISE_SECONDS = env.number("SUMMARISE_SECONDS", 30, least=1, most=3_600)
 # The first backoff in seconds after ODP could not take a request; it doubles from there.
-BACKOFF_FIRST_SECONDS = env.positive("BACKOFF_FIRST_SECONDS", 0.5)
+BACKOFF_FIRST_SECONDS = env.number("BACKOFF_FIRST_SECONDS", 0.5, least=0.1, most=3_600)
 # The longest backoff in seconds after ODP could not take a request.
-BACKOFF_LONGEST_SECONDS = env.positive("BACKOFF_LONGEST_SECONDS", 60)
+BACKOFF_LONGEST_SECONDS = env.number("BACKOFF_LONGEST_SECONDS", 60, least=0.1, most=3_600)
 # The fixed backoff in seconds after a failure that a person has to correct, such as a key that ODP rejects. Others
 # are a host that does not respond as ODP, and an error of this service.
-BACKOFF_FIXED_SECONDS = env.positive("BACKOFF_FIXED_SECONDS", 30)
+BACKOFF_FIXED_SECONDS = env.number("BACKOFF_FIXED_SECONDS", 30, least=1, most=3_600)
 # The longest Retry-After of ODP that is obeyed, in seconds.
-ODP_LONGEST_RETRY_AFTER_SECONDS = env.positive("ODP_LONGEST_RETRY_AFTER_SECONDS", LONGEST_RETRY_AFTER)
+ODP_LONGEST_RETRY_AFTER_SECONDS = env.number(
+    "ODP_LONGEST_RETRY_AFTER_SECONDS", LONGEST_RETRY_AFTER, least=1, most=86_400
+)
 # Whether a 2xx of ODP without a body counts as delivered. ODP documents a body, and a proxy may answer so.
 ODP_EMPTY_IS_ACCEPTED = env.flag("ODP_EMPTY_IS_ACCEPTED", False)
 
@@ -105,65 +108,67 @@ ODP_EMPTY_IS_ACCEPTED = env.flag("ODP_EMPTY_IS_ACCEPTED", False)
 ODP_PASSTHROUGH_DEFINITION = env.json_object("ODP_PASSTHROUGH_DEFINITION")
 
 # Hosts beside ODP's own that an install may send to. Where PUBLIC_URL names this machine, as in a trial, any will do.
-ALLOWED_ODP_HOSTS = env.words("ALLOWED_ODP_HOSTS", "")
+ALLOWED_ODP_HOSTS = env.exact_hosts("ALLOWED_ODP_HOSTS")
 
 # How many seconds a guided change waits until ODP shows a sample by the new definition. After that, the
 # audience is brought back and the change ends.
-CHANGE_VERIFY_SECONDS = env.positive("CHANGE_VERIFY_SECONDS", 600)
+CHANGE_VERIFY_SECONDS = env.number("CHANGE_VERIFY_SECONDS", 600, least=1, most=86_400)
 
 # --- Lytics' API ---------------------------------------------------------------------------------------------
 
 # The base URL of Lytics' API.
-LYTICS_API_URL = env.url("LYTICS_API_URL", "https://api.lytics.io")
+LYTICS_API_URL = env.url("LYTICS_API_URL", "https://api.lytics.io", is_base=True)
 # The deadline of one request to Lytics' API, in seconds.
-LYTICS_API_SECONDS = env.positive("LYTICS_API_SECONDS", 30)
+LYTICS_API_SECONDS = env.number("LYTICS_API_SECONDS", 30, least=1, most=600)
 
 # --- Audits --------------------------------------------------------------------------------------------------
 
 # The interval in hours at which each audience is compared in Lytics, here and in ODP; 0 for only when asked.
-AUDIT_HOURS = env.integer("AUDIT_HOURS", 24)
+AUDIT_HOURS = env.integer("AUDIT_HOURS", 24, least=0, most=8_760)
 # How the schedule audits: quick (sizes), sample, or full (every person).
 AUDIT_MODE = env.one_of("AUDIT_MODE", ("quick", "sample", "full"), "sample")
 # The number of people about whom ODP is asked in a sample, beside those who differed in the audit before.
-AUDIT_SAMPLE = env.integer("AUDIT_SAMPLE", 1_000, least=1)
+AUDIT_SAMPLE = env.integer("AUDIT_SAMPLE", 1_000, least=1, most=1_000_000)
 # Requests per second of an audit to Lytics' API. A page has 100 members.
-AUDIT_LYTICS_REQUESTS_PER_SECOND = env.positive("AUDIT_LYTICS_REQUESTS_PER_SECOND", 20)
+AUDIT_LYTICS_REQUESTS_PER_SECOND = env.number("AUDIT_LYTICS_REQUESTS_PER_SECOND", 20, least=0.25, most=1_000)
 # Queries per second of an audit to ODP, which documents a limit of 500. Large queries cost it more than small ones.
-AUDIT_ODP_REQUESTS_PER_SECOND = env.positive("AUDIT_ODP_REQUESTS_PER_SECOND", 4)
+AUDIT_ODP_REQUESTS_PER_SECOND = env.number("AUDIT_ODP_REQUESTS_PER_SECOND", 4, least=0.25, most=500)
 # The number of customers in one query.
-AUDIT_CUSTOMERS_PER_REQUEST = env.integer("AUDIT_CUSTOMERS_PER_REQUEST", 1_000, least=1)
+AUDIT_CUSTOMERS_PER_REQUEST = env.integer("AUDIT_CUSTOMERS_PER_REQUEST", 1_000, least=1, most=10_000)
 # How many seconds an audit waits before it reads Lytics, whose API may lag behind its calls (not documented).
-AUDIT_SCAN_DELAY_SECONDS = env.number("AUDIT_SCAN_DELAY_SECONDS", 30)
+AUDIT_SCAN_DELAY_SECONDS = env.number("AUDIT_SCAN_DELAY_SECONDS", 30, least=0, most=86_400)
 # How many seconds an audit waits for calls under way, and for ODP to show what it accepted (90 documented).
-AUDIT_SETTLE_SECONDS = env.number("AUDIT_SETTLE_SECONDS", 120)
+AUDIT_SETTLE_SECONDS = env.number("AUDIT_SETTLE_SECONDS", 120, least=0, most=86_400)
 # A repair that changes more than this percentage of the people compared needs a person's confirmation.
-REPAIR_PERCENT = env.number("REPAIR_PERCENT", 1)
+REPAIR_PERCENT = env.number("REPAIR_PERCENT", 1, least=0, most=100)
 
 # --- Retention -----------------------------------------------------------------------------------------------
 
+# A hundred years. With more days, PostgreSQL's calendar ends.
+LONGEST_RETENTION = 36_500
 # Days that calls stay; 0 keeps them. docs/retention.md lists the rows of each kind that stay longer.
-RECEIPTS_KEEP_DAYS = env.integer("RECEIPTS_KEEP_DAYS", 90)
+RECEIPTS_KEEP_DAYS = env.integer("RECEIPTS_KEEP_DAYS", 90, least=0, most=LONGEST_RETENTION)
 # Days that the bodies of requests to ODP stay; 0 keeps them as long as their deliveries.
-REQUESTS_KEEP_DAYS = env.integer("REQUESTS_KEEP_DAYS", 14)
+REQUESTS_KEEP_DAYS = env.integer("REQUESTS_KEEP_DAYS", 14, least=0, most=LONGEST_RETENTION)
 # Days that deliveries stay; 0 keeps them.
-DELIVERIES_KEEP_DAYS = env.integer("DELIVERIES_KEEP_DAYS", 90)
+DELIVERIES_KEEP_DAYS = env.integer("DELIVERIES_KEEP_DAYS", 90, least=0, most=LONGEST_RETENTION)
 # Days that runs, the sync history, stay; 0 keeps them. A run stays at least as long as its delivery.
-RUNS_KEEP_DAYS = env.integer("RUNS_KEEP_DAYS", 90)
+RUNS_KEEP_DAYS = env.integer("RUNS_KEEP_DAYS", 90, least=0, most=LONGEST_RETENTION)
 # Days that parked items stay after they were closed; 0 keeps them. Open items always stay.
-PARKED_KEEP_DAYS = env.integer("PARKED_KEEP_DAYS", 90)
+PARKED_KEEP_DAYS = env.integer("PARKED_KEEP_DAYS", 90, least=0, most=LONGEST_RETENTION)
 # Days that audits and their differences stay; 0 keeps them. The newest audit of each audience always stays.
-AUDITS_KEEP_DAYS = env.integer("AUDITS_KEEP_DAYS", 90)
+AUDITS_KEEP_DAYS = env.integer("AUDITS_KEEP_DAYS", 90, least=0, most=LONGEST_RETENTION)
 # Days that resolved troubles and their messages stay; 0 keeps them.
-TROUBLES_KEEP_DAYS = env.integer("TROUBLES_KEEP_DAYS", 90)
+TROUBLES_KEEP_DAYS = env.integer("TROUBLES_KEEP_DAYS", 90, least=0, most=LONGEST_RETENTION)
 # Days that the counts per minute stay, from which charts are drawn; 0 keeps them.
-STATISTICS_KEEP_DAYS = env.integer("STATISTICS_KEEP_DAYS", 7)
+STATISTICS_KEEP_DAYS = env.integer("STATISTICS_KEEP_DAYS", 7, least=0, most=LONGEST_RETENTION)
 # Days that events, the log, stay; 0 keeps them. An event stays at least as long as its run.
-EVENTS_KEEP_DAYS = env.integer("EVENTS_KEEP_DAYS", 0)
+EVENTS_KEEP_DAYS = env.integer("EVENTS_KEEP_DAYS", 0, least=0, most=LONGEST_RETENTION)
 
 # --- Alerts --------------------------------------------------------------------------------------------------
 
 # Addresses that get an e-mail for each new and each resolved trouble of the page Now.
-ALERT_EMAILS = env.words("ALERT_EMAILS", "")
+ALERT_EMAILS = env.emails("ALERT_EMAILS")
 # A webhook that takes Slack's JSON; its URL is a secret.
 ALERT_SLACK_URL = env.url("ALERT_SLACK_URL", "")
 # A webhook that gets JSON signed by the Standard Webhooks specification.
@@ -173,7 +178,7 @@ ALERT_WEBHOOK_SECRET = env.text("ALERT_WEBHOOK_SECRET", "")
 # Hours in which only bad troubles are notified, such as 22:00-07:00 Europe/Berlin; without a zone they are UTC.
 ALERT_QUIET_HOURS = env.text("ALERT_QUIET_HOURS", "")
 # The mail server's host name.
-EMAIL_HOST = env.text("EMAIL_HOST", "localhost")
+EMAIL_HOST = env.host("EMAIL_HOST", "localhost")
 # The mail server's port.
 EMAIL_PORT = env.integer("EMAIL_PORT", 25, least=1, most=65_535)
 # The user name for the mail server; without one there is no login.
@@ -185,7 +190,7 @@ EMAIL_USE_TLS = env.flag("EMAIL_USE_TLS", False)
 # Whether the connection to the mail server begins with TLS (usually port 465).
 EMAIL_USE_SSL = env.flag("EMAIL_USE_SSL", False)
 # The sender of e-mails.
-DEFAULT_FROM_EMAIL = env.text("DEFAULT_FROM_EMAIL", "lytics-sync@localhost")
+DEFAULT_FROM_EMAIL = env.email("DEFAULT_FROM_EMAIL", "lytics-sync@localhost")
 EMAIL_TIMEOUT = 10
 EMAIL_BACKEND = "audiences.operations.mail_backend.EmailBackend"
 
@@ -193,9 +198,9 @@ EMAIL_BACKEND = "audiences.operations.mail_backend.EmailBackend"
 
 # How many seconds one database round trip of a web process may take before its session is closed; 0 for no limit. A
 # call is allowed one more second per megabyte of its body. Commands and migrations have no limit.
-DATABASE_WEB_SECONDS = env.number("DATABASE_WEB_SECONDS", 5)
+DATABASE_WEB_SECONDS = env.number("DATABASE_WEB_SECONDS", 5, least=1, most=3_600, zero=True)
 # How many seconds one database round trip of a worker may take before its session is closed; 0 for no limit.
-DATABASE_WORKER_SECONDS = env.number("DATABASE_WORKER_SECONDS", 60)
+DATABASE_WORKER_SECONDS = env.number("DATABASE_WORKER_SECONDS", 60, least=1, most=3_600, zero=True)
 # Whether statements are prepared; off behind a transaction pool that cannot keep prepared statements.
 PREPARED_STATEMENTS = env.flag("PREPARED_STATEMENTS", True)
 # The address of PostgreSQL, as libpq reads it.
@@ -233,15 +238,15 @@ CELERY_TASK_DEFAULT_QUEUE = "drain"
 CELERY_WORKER_DIRECT = True
 # The interval in seconds at which a worker sends itself a heartbeat. A worker that received none for 4.5 intervals is
 # not ready.
-HEARTBEAT_SECONDS = env.positive("HEARTBEAT_SECONDS", 10)
+HEARTBEAT_SECONDS = env.number("HEARTBEAT_SECONDS", 10, least=0.1, most=600)
 # The interval in minutes at which each install tests with a customer whether ODP shows what is sent; 0 for never.
 # After a failure and after a changed connection the next one follows sooner.
-PROBE_MINUTES = env.number("PROBE_MINUTES", 15)
+PROBE_MINUTES = env.number("PROBE_MINUTES", 15, least=0.25, most=43_200, zero=True)
 # The interval in minutes of looks at audiences in ODP and at the audiences of Lytics jobs; 0 for never. Each time, one
 # request lists all audiences of the account in ODP, and the definitions of some are read.
-LOOK_MINUTES = env.number("LOOK_MINUTES", 15)
+LOOK_MINUTES = env.number("LOOK_MINUTES", 15, least=0.25, most=43_200, zero=True)
 # How many seconds deliverable work may stand still before /health/workers and the health of workers are red.
-WORK_STUCK_SECONDS = env.positive("WORK_STUCK_SECONDS", 60)
+WORK_STUCK_SECONDS = env.number("WORK_STUCK_SECONDS", 60, least=1, most=86_400)
 # The bearer token for GET /metrics, which Prometheus scrapes; without it that page is a 404.
 METRICS_TOKEN = env.text("METRICS_TOKEN", "")
 # Whether traces are sent to an OpenTelemetry collector (otlp) or not (none).
@@ -249,7 +254,7 @@ OTEL_TRACES_EXPORTER = env.one_of("OTEL_TRACES_EXPORTER", ("none", "otlp"), "non
 # Whether requests to ODP have the header traceparent; ODP doesn't document what it does with it.
 ODP_TRACEPARENT = env.flag("ODP_TRACEPARENT", False)
 # The port on which a worker serves GET /health/ready; 0 for none.
-WORKER_HEALTH_PORT = env.integer("WORKER_HEALTH_PORT", 0, most=65_535)
+WORKER_HEALTH_PORT = env.integer("WORKER_HEALTH_PORT", 0, least=0, most=65_535)
 # Seconds after which a worker drops an unread message. Celery compares the sender's clock with the worker's, so this
 # is also the largest allowed clock difference: a worker that is further ahead drops every message.
 HINT_EXPIRES_SECONDS = 600
@@ -349,9 +354,9 @@ SESSION_COOKIE_HTTPONLY = True
 X_FRAME_OPTIONS = "DENY"
 
 # Wrong passwords for one account from one address after which its login is locked for 15 minutes.
-AXES_FAILURE_LIMIT = env.integer("LOGIN_FAILURE_LIMIT", 10, least=1)
+AXES_FAILURE_LIMIT = env.integer("LOGIN_FAILURE_LIMIT", 10, least=1, most=10_000)
 # Wrong passwords from one address, over all accounts, after which every login from there is locked; 0 for no limit.
-LOGIN_ADDRESS_FAILURE_LIMIT = env.integer("LOGIN_ADDRESS_FAILURE_LIMIT", 50)
+LOGIN_ADDRESS_FAILURE_LIMIT = env.integer("LOGIN_ADDRESS_FAILURE_LIMIT", 50, least=0, most=1_000_000)
 AXES_HANDLER = "audiences.logins.Limits"
 AXES_COOLOFF_TIME = timedelta(minutes=15)
 AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]

@@ -19,11 +19,11 @@ SETTINGS = ROOT / "lytics_sync" / "settings.py"
 KINDS = {
     "text": "text",
     "url": "URL",
-    "words": "list, with commas",
-    "hosts": "list, with commas",
+    **dict.fromkeys(("words", "hosts", "exact_hosts", "origins", "emails"), "list, with commas"),
+    "host": "host name",
+    "email": "e-mail address",
     "integer": "whole number",
-    "positive": "number, more than 0",
-    "number": "number, 0 allowed",
+    "number": "number",
     "flag": "yes or no",
     "json_object": "JSON object",
 }
@@ -38,6 +38,7 @@ class Setting(NamedTuple):
     default: str
     description: str
     section: str
+    bounds: dict[str, float] = {}
 
 
 def first_sentence(comment: str) -> str:
@@ -69,7 +70,7 @@ def constants(tree: ast.Module) -> dict[str, object]:
 def default_of(call: ast.Call, known: dict[str, object]) -> str:
     """The default as it would be written in the environment; a setting that it is made of is named in braces."""
     if len(call.args) == 1:
-        return "empty" if _reader(call) == "json_object" else "**required**"
+        return "**required**" if _reader(call) in ("text", "words") else "empty"
     value = call.args[-1]
     if isinstance(value, ast.Name) and value.id not in known:
         return f"`{{{value.id}}}`"
@@ -92,7 +93,19 @@ def _reader(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else ""
 
 
+def bounds_of(call: ast.Call, known: dict[str, object]) -> dict[str, float]:
+    """``least``, ``most`` and ``zero`` of a number."""
+    return {
+        str(one.arg): eval(compile(ast.Expression(one.value), "bound", "eval"), dict(known))  # noqa: S307  # our own source
+        for one in call.keywords
+        if one.arg != "is_base"
+    }
+
+
 def kind_of(call: ast.Call, known: dict[str, object]) -> str:
+    if bounds := bounds_of(call, known):
+        zero = "0 or " if bounds.get("zero") else ""
+        return f"{KINDS[_reader(call)]}, {zero}{bounds['least']} to {bounds['most']}"
     if _reader(call) != "one_of":
         return KINDS[_reader(call)]
     choices = eval(compile(ast.Expression(call.args[1]), "choices", "eval"), dict(known))  # noqa: S307  # our own source
@@ -122,6 +135,7 @@ def read(source: str) -> Iterator[Setting]:
             default=default_of(call, known),
             description=first_sentence(comment_above(lines, call.lineno)),
             section=headings[-1] if headings else "General",
+            bounds=bounds_of(call, known),
         )
 
 
@@ -142,7 +156,11 @@ HEAD = """# Settings
 `make settings` writes this page from `lytics_sync/settings.py`, and `tests/test_settings_page.py` fails when it is
 stale. Each setting is an environment variable. [.env.example](../.env.example) explains how to fill them in, with the
 variables that only compose or the local runner reads. In a default, `{NAME}` stands for the value of another setting,
-or its host name."""
+or its host name.
+
+White space around a value is ignored, and an empty value is the default. A value in quotation marks, or with a line end
+or an invisible character in it, is refused, and so is a number outside its range: the processes don't start, and one
+sentence names the setting."""
 
 
 if __name__ == "__main__":

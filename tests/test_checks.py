@@ -71,12 +71,6 @@ def test_an_invalid_key_is_reported_by_its_position(settings: Settings, key: str
     assert "Key 2" in next(message.msg for message in run_checks() if message.id == "audiences.E003")
 
 
-@pytest.mark.parametrize(("limit", "codes"), [(1_000_000, set()), (999_999, {"audiences.E004"})])
-def test_a_batch_must_fit_into_a_body(settings: Settings, limit: int, codes: set[str]) -> None:
-    settings.WEBHOOK_BODY_LIMIT = limit
-    assert found() == codes
-
-
 @pytest.mark.parametrize(
     ("url", "codes"),
     [
@@ -100,12 +94,10 @@ def test_a_token_for_metrics_is_empty_or_long(settings: Settings, length: int, c
     assert found() == codes
 
 
-@pytest.mark.parametrize(
-    ("days", "codes"), [(0, set()), (36_500, set()), (36_501, {"audiences.E019"}), (-1, {"audiences.E019"})]
-)
-def test_days_of_retention_are_checked(settings: Settings, days: int, codes: set[str]) -> None:
-    settings.RUNS_KEEP_DAYS = days
-    assert found() == codes
+@pytest.mark.parametrize("token", ["0123456789 abcdef", "0123456789äbcdef"])
+def test_a_token_for_metrics_can_be_sent_in_a_header(settings: Settings, token: str) -> None:
+    settings.METRICS_TOKEN = token
+    assert found() == {"audiences.E023"}
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def compose() -> dict[str, Any]:
 
 def read_by_settings() -> set[str]:
     code = (PROJECT_DIR / "lytics_sync" / "settings.py").read_text(encoding="utf-8")
-    return set(re.findall(r"""env\.\w+\(["']([A-Z_]+)["']""", code))
+    return set(re.findall(r"""env\.\w+\(\s*["']([A-Z_]+)["']""", code))
 
 
 def required_by_settings() -> set[str]:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODULE = """
 _MANY = "a,b"
 # The port. More about it.
-PORT = env.integer("PORT", 8 * 1000)
+PORT = env.integer("PORT", 8 * 1000, least=1, most=2**13, zero=True)
 ADDRESS = env.text("ADDRESS", f"http://{PORT}")
 
 # --- Delivering ---------
@@ -40,8 +40,8 @@ def test_the_page_of_settings_is_current() -> None:
 
 
 def test_each_setting_is_read_with_its_type_default_and_description() -> None:
-    assert [tuple(one) for one in settings_page.read(MODULE)] == [
-        ("PORT", "whole number", "`8000`", "The port.", "General"),
+    assert [one[:5] for one in settings_page.read(MODULE)] == [
+        ("PORT", "whole number, 0 or 1 to 8192", "`8000`", "The port.", "General"),
         ("ADDRESS", "text", "`http://{PORT}`", "", "General"),
         ("NAMES", "list, with commas", "`a,b`", "Names to know, on two lines.", "Delivering"),
         ("ON", "yes or no", "yes", "Whether it is on.", "Delivering"),
@@ -53,7 +53,9 @@ def test_each_setting_is_read_with_its_type_default_and_description() -> None:
 def test_every_reader_of_the_environment_has_a_type_on_the_page() -> None:
     tree = ast.parse((ROOT / "lytics_sync" / "env.py").read_text(encoding="utf-8"))
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    readers = {node.name for node in functions if [arg.arg for arg in node.args.args][:1] == ["name"]}
+    readers = {
+        node.name for node in functions if [arg.arg for arg in node.args.args][:1] == ["name"] and node.name[0] != "_"
+    }
     assert readers == {*settings_page.KINDS, "one_of"}
 
 
@@ -102,22 +104,25 @@ def test_every_renamed_setting_has_its_current_name_on_the_page() -> None:
 # Why an unusable value is refused. A value that only fails when it is used would fail long after the start.
 UNUSABLE = {
     ("AUDIT_MODE", "monthly"): "AUDIT_MODE must be one of quick, sample, full, not 'monthly'.",
-    ("AUDIT_HOURS", "-24"): "AUDIT_HOURS must be 0 or more, not '-24'.",
-    ("AUDIT_SAMPLE", "0"): "AUDIT_SAMPLE must be 1 or more, not '0'.",
-    ("AUDIT_CUSTOMERS_PER_REQUEST", "0"): "AUDIT_CUSTOMERS_PER_REQUEST must be 1 or more, not '0'.",
-    ("LOGIN_FAILURE_LIMIT", "0"): "LOGIN_FAILURE_LIMIT must be 1 or more, not '0'.",
-    ("BACKLOG_HIGH_WATER", "many"): "BACKLOG_HIGH_WATER must be a whole number, not 'many'.",
-    ("REPAIR_PERCENT", "-1"): "REPAIR_PERCENT must be zero or more, not '-1'.",
-    ("REPAIR_PERCENT", "one"): "REPAIR_PERCENT must be a number, not 'one'.",
-    ("AUDIT_ODP_REQUESTS_PER_SECOND", "0"): "AUDIT_ODP_REQUESTS_PER_SECOND must be more than zero, not '0'.",
-    ("LEASE_SECONDS", "nan"): "LEASE_SECONDS must be more than zero, not 'nan'.",
+    ("AUDIT_HOURS", "-24"): "AUDIT_HOURS must be a whole number from 0 to 8760, not '-24'.",
+    ("AUDIT_SAMPLE", "0"): "AUDIT_SAMPLE must be a whole number from 1 to 1000000, not '0'.",
+    (
+        "AUDIT_CUSTOMERS_PER_REQUEST",
+        "0",
+    ): "AUDIT_CUSTOMERS_PER_REQUEST must be a whole number from 1 to 10000, not '0'.",
+    ("LOGIN_FAILURE_LIMIT", "0"): "LOGIN_FAILURE_LIMIT must be a whole number from 1 to 10000, not '0'.",
+    ("BACKLOG_HIGH_WATER", "many"): "BACKLOG_HIGH_WATER must be a whole number from 1000 to 1000000000000, not 'many'.",
+    ("REPAIR_PERCENT", "-1"): "REPAIR_PERCENT must be a number from 0 to 100, not '-1'.",
+    ("REPAIR_PERCENT", "one"): "REPAIR_PERCENT must be a number from 0 to 100, not 'one'.",
+    ("AUDIT_ODP_REQUESTS_PER_SECOND", "0"): "AUDIT_ODP_REQUESTS_PER_SECOND must be a number from 0.25 to 500, not '0'.",
+    ("LEASE_SECONDS", "nan"): "LEASE_SECONDS must be a number from 3 to 3600, not 'nan'.",
     ("LOG_LEVEL", "verbose"): "LOG_LEVEL must be one of debug, info, warning, error, critical, not 'verbose'.",
     **{
         ("ALLOWED_HOSTS", f"localhost,{host}"): "ALLOWED_HOSTS must have host names only, without https:// and port,"
         f" not '{host}'."
         for host in ("https://sync.example.com", "sync.example.com:8000", "[::1]:80", "::1", "sync.example.com/", "a b")
     },
-    ("WORKER_HEALTH_PORT", "80010"): "WORKER_HEALTH_PORT must be 65535 or less, not '80010'.",
+    ("WORKER_HEALTH_PORT", "80010"): "WORKER_HEALTH_PORT must be a whole number from 0 to 65535, not '80010'.",
     **{
         (name, value): f"{name} must be a URL that begins with https:// or http:// and names a host."
         for name in ("PUBLIC_URL", "LYTICS_API_URL", "ALERT_SLACK_URL", "ALERT_WEBHOOK_URL")
