@@ -19,7 +19,8 @@ from audiences.insight.probes import Proof
 from audiences.models import Audience, GuidedChange, Install, Membership, Trial
 from audiences.receiving import tokens
 from sandbox.odp.testing import ThreadedSandbox
-from tests.delivering import NOWHERE, drain_all, make_audience, make_checked_install, make_install
+from sandbox.odp.world import Options
+from tests.delivering import NOWHERE, UNLIMITED, drain_all, make_audience, make_checked_install, make_install
 from tests.people import someone
 from workers import tasks, trial
 
@@ -81,6 +82,15 @@ def proof(shop: Install) -> probes.Proof:
     return probes.proof_of(Install.objects.get(pk=shop.pk))
 
 
+def save(operator: Client, shop: Install, **changes: Any) -> None:
+    """Save the form of the install."""
+    address = reverse("admin:audiences_install_change", args=[shop.pk])
+    form = operator.get(address).context["adminform"].form
+    values = {name: form.initial.get(name) for name in form.fields}
+    sent = {name: value for name, value in values.items() if value is not None and value is not False}
+    assert operator.post(address, {**sent, **changes}).status_code == 302
+
+
 # --- when ----------------------------------------------------------------------------------------------------
 
 
@@ -101,8 +111,59 @@ def test_a_proof_of_another_account_or_mechanism_is_none(
         assert (proof(shop).word, shown.is_done) == ("proven", True)
         return
     assert (proof(shop), shown.is_done) == (Proof("none"), False)
-    assert "since the account or the mechanism was changed" in shown.state.why
+    assert "since the account, the mechanism or" in shown.state.why
     Trial.objects.update(started_at=now() + timedelta(seconds=1))
+    assert proof(shop).word == "proven"
+
+
+def test_an_install_with_the_test_audience_alone_begins_anew_in_the_account_of_its_form(
+    operator: Client, run: Run, settings: Settings, odp: ThreadedSandbox
+) -> None:
+    """Its proof is of the account before. The new account has neither the audience nor its field."""
+    shop = make_checked_install(odp)
+    tokens.create(shop)
+    trials.start(shop, by="kim")
+    run(shop)
+    assert proof(shop).word == "proven"
+    settings.PROBE_MINUTES = 0
+    with ThreadedSandbox(Options(private_key="another.account", settings=UNLIMITED)) as other:
+        save(operator, shop, odp_host=other.url, odp_api_key="another.wrong")
+        assert Install.objects.get().key_accepted_at is None
+        save(operator, shop, odp_api_key="another.account")
+        assert Install.objects.get().key_accepted_at is not None
+        assert proof(shop) == Proof("none")
+        assert "since the account, the mechanism or" in probes.none_sent(shop)
+        trials.start(Install.objects.get(), by="kim")
+        run(Install.objects.get())
+        assert proof(shop).word == "proven"
+
+
+@pytest.mark.parametrize("before", ["attribute", "list"])
+def test_an_install_with_the_test_audience_alone_begins_anew_with_the_mechanism_of_its_form(
+    operator: Client, run: Run, settings: Settings, odp: ThreadedSandbox, before: str
+) -> None:
+    shop = make_checked_install(odp, mechanism=before)
+    tokens.create(shop)
+    trials.start(shop, by="kim")
+    run(shop)
+    assert proof(shop).word == "proven"
+    settings.PROBE_MINUTES = 0
+    save(operator, shop, mechanism="list" if before == "attribute" else "attribute")
+    assert proof(shop) == Proof("none")
+    trials.start(Install.objects.get(), by="kim")
+    run(Install.objects.get())
+    assert proof(shop).word == "proven"
+
+
+def test_another_secret_of_the_account_leaves_the_proof(
+    operator: Client, run: Run, settings: Settings, odp: ThreadedSandbox
+) -> None:
+    shop = make_checked_install(odp)
+    tokens.create(shop)
+    trials.start(shop, by="kim")
+    run(shop)
+    settings.PROBE_MINUTES = 0
+    save(operator, shop, odp_api_key=f"{shop.odp_api_key.partition('.')[0]}.another")
     assert proof(shop).word == "proven"
 
 

@@ -52,7 +52,7 @@ from audiences.admin.pages import (
 from audiences.admin.retire_verbs import RetireAll
 from audiences.admin.tokens import TokenAdmin
 from audiences.annotations import optional, required
-from audiences.delivery import drafts
+from audiences.delivery import account_switch, drafts
 from audiences.insight import probes, state
 from audiences.insight.probes import Proof
 from audiences.models import Audience, Delivery, Install, Parked, Receipt, Token
@@ -203,6 +203,7 @@ class InstallAdmin(OperatorAdmin[Install]):
                 obj.identifier_since_at = now()
                 changed.append("identifier_since_at")
             obj.save(update_fields=changed)
+            account_switch.enter(form.before, obj)
             if "odp_prefix" in changed:
                 prefixes.apply(obj, before=form.before.odp_prefix)
         if not change or CONNECTION.intersection(form.changed_data):

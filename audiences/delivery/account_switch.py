@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 from django.db.models import QuerySet
 
+from audiences import naming
 from audiences.delivery import backoff, drafts, holds
+from audiences.delivery.odp_account import account_of, mechanism_for
 from audiences.delivery.provision import NO_HOLD
 from audiences.models import Audience, GuidedChange, Install, Lane
+from odp import definitions
 
 
 class Connection(NamedTuple):
@@ -63,6 +66,21 @@ def switch(install: Install, to: Connection, *, copied: Collection[int]) -> list
     audiences.exclude(pk__in=copied).update(provisioned_at=None, look_asked_at=None)
     held = _lanes(install).filter(lease_token__isnull=False).order_by("lease_token")
     return [str(token) for token in held.values_list("lease_token", flat=True).distinct()]
+
+
+def enter(before: Install, after: Install) -> None:
+    """Have the test customers' audience created again, because a person entered another account or mechanism in the
+    form. The form allows that while ODP has no other audience of the install.
+    """
+    made = Audience.objects.filter(install=after, segment_id=naming.TEST_SEGMENT_ID, provisioned_at__isnull=False)
+    audience = made.first()
+    if audience is None or (account_of(before), before.mechanism) == (account_of(after), after.mechanism):
+        return
+    audience.install = before
+    definition = mechanism_for(audience).definition(audience.odp_id)
+    replaced = definitions.digest(definition) if definition else ""
+    unmade = {"provisioned_at": None, "look_asked_at": None, "making_token": None, "making_until_at": None}
+    made.update(**unmade, replaced_definition=replaced, **NO_HOLD)
 
 
 def ended(install: Install, tokens: Collection[str]) -> bool:

@@ -11,7 +11,7 @@ from django.db import IntegrityError, ProgrammingError, transaction
 from django.db.models import PROTECT
 from django.db.models.functions import Now
 
-from audiences import sql
+from audiences import naming, sql
 from audiences.models import Audience, Delivery, Forgotten, Install, Parked, Receipt, Trial
 
 # PostgreSQL's code for a right that the role of the process doesn't have.
@@ -53,11 +53,11 @@ def note_key(install_id: int, *, problem: str) -> None:
 def forget(install_id: int) -> None:
     """Forget whether ODP accepts the key, because the account may have changed.
 
-    An install with audiences in ODP can't change its account here, so it doesn't become a draft.
+    An install with audiences of Lytics in ODP can't change its account here, so it doesn't become a draft.
     """
     Install.objects.filter(pk=install_id).update(key_asked_at=None, key_problem="")
     made = Audience.objects.filter(install=install_id, provisioned_at__isnull=False)
-    if not made.exists():
+    if not made.exclude(segment_id=naming.TEST_SEGMENT_ID).exists():
         Install.objects.filter(pk=install_id).update(key_accepted_at=None)
 
 

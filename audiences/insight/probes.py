@@ -48,6 +48,11 @@ _CHANGED_SINCE = Exists(
         install=OuterRef("install"),
     )
 )
+# Nor does it while ODP doesn't have its audience, which it had then: another account, mechanism or ODP id was entered.
+_IN_ODP = Audience.objects.filter(segment_id=trials.SEGMENT_ID, provisioned_at__isnull=False)
+_IS_OF_BEFORE = Q(_CHANGED_SINCE) | (
+    Q(hops__contains=[{"hop": trials.MADE, "how": trials.DONE}]) & ~Exists(_IN_ODP.filter(install=OuterRef("install")))
+)
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ def proofs(installs: Iterable[Install]) -> dict[int, Proof]:
     """The proof of each install, by install id, in four queries."""
     wanted = {install.pk: install for install in installs}
     retired = set(_with_retired_audience())
-    ended = Trial.objects.filter(~_CHANGED_SINCE, install__in=wanted, closed_at__isnull=False)
+    ended = Trial.objects.filter(~_IS_OF_BEFORE, install__in=wanted, closed_at__isnull=False)
     shown = trials.proven(ended)
     newest = {one.install_id: one for one in ended.order_by("install_id", "-id").distinct("install_id")}
     proven = {one.install_id: one for one in shown.order_by("install_id", "-id").distinct("install_id")}
@@ -218,7 +223,8 @@ def _proof(
 
 def none_sent(install: Install) -> str:
     """Why there is no proof, in words."""
-    since = " since the account or the mechanism was changed" if Trial.objects.filter(install=install).exists() else ""
+    changed = " since the account, the mechanism or the ODP id of its audience was changed"
+    since = changed if Trial.objects.filter(install=install).exists() else ""
     return f"No test customer has been sent{since}."
 
 
