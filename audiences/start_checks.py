@@ -41,7 +41,7 @@ def check() -> None:
 def refuse(reason: str, *, code: int = REFUSED) -> NoReturn:
     """Write the reason in the log's format and exit. Logging isn't used: without valid settings it isn't configured."""
     line = f"Not started: {reason}"
-    if os.environ.get("LOG_FORMAT") == "json":
+    if os.environ.get("LOG_FORMAT", "").strip().lower() == "json":
         at = datetime.now(UTC).isoformat()
         line = json.dumps({"timestamp": at, "level": "critical", "logger": __name__, "event": line})
     # One write for the text and its line end, because the processes of a service share this file.

@@ -8,8 +8,11 @@ import logging
 import logging.config
 import os
 import re
+import sys
+import threading
 import time
 from functools import cache
+from types import TracebackType
 from typing import Any, cast
 
 import structlog
@@ -140,11 +143,32 @@ def config(*, form: str, level: str) -> dict[str, Any]:
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
         "root": {"handlers": ["stderr"], "level": level.upper()},
         "loggers": {
+            # Django's defaults write a second, plain line for each of these with DEBUG and under runserver.
+            **{name: {"handlers": [], "propagate": True} for name in ("django", "django.server")},
             # Lines for every hint, several times a second. What matters of a delivery is in its own line.
             **{name: {"level": "WARNING"} for name in ("celery.app.trace", "celery.worker.strategy")},
             **{name: {"level": "WARNING", "filters": ["now_and_then"]} for name in REPEATING},
         },
     }
+
+
+def begin(config: dict[str, Any]) -> None:
+    """Configure logging: for ``LOGGING_CONFIG``, and for processes that log before Django does.
+
+    Python writes warnings, and exceptions that nothing has caught, as plain text. They become log lines: warnings in
+    both formats, exceptions in JSON; the text format has tracebacks on separate lines anyway.
+    """
+    logging.config.dictConfig(config)
+    logging.captureWarnings(True)
+    if settings.LOG_FORMAT == "json":
+        sys.excepthook = _log_uncaught
+        threading.excepthook = lambda failed: _log_uncaught(failed.exc_type, failed.exc_value, failed.exc_traceback)
+        sys.unraisablehook = lambda failed: _log_uncaught(failed.exc_type, failed.exc_value, failed.exc_traceback)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None) -> None:
+    if error is not None and not issubclass(kind, SystemExit):
+        logging.getLogger(__name__).critical("uncaught exception", exc_info=(kind, error, traceback))
 
 
 def configure_structlog() -> None:
@@ -167,7 +191,7 @@ class GunicornLogger(Logger):  # type: ignore[misc] # gunicorn has no types
         super().setup(cfg)
         os.environ.setdefault("DJANGO_SETTINGS_MODULE", "lytics_sync.settings")
         try:
-            logging.config.dictConfig(settings.LOGGING)
+            begin(settings.LOGGING)
         except ImproperlyConfigured as error:
             # The first code in gunicorn that reads the settings.
             from audiences import start_checks  # not at the top: the settings import this module

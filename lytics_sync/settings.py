@@ -383,5 +383,6 @@ UNFOLD = admin_theme.UNFOLD
 LOG_FORMAT = env.one_of("LOG_FORMAT", logs.FORMATS, "text")
 # The lowest level that is logged.
 LOG_LEVEL = env.one_of("LOG_LEVEL", logs.LEVELS, "INFO")
+LOGGING_CONFIG = "lytics_sync.logs.begin"
 LOGGING = logs.config(form=LOG_FORMAT, level=LOG_LEVEL)
 logs.configure_structlog()

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import socket
+import struct
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -75,10 +77,14 @@ class RunningWorker:
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_each_line_of_a_worker_that_shuts_down_is_in_the_log_format(tmp_path: Path, how: signal.Signals) -> None:
-    # Celery warns users who are root, as in a container that runs these tests, before there is a log.
-    running = RunningWorker(tmp_path, LOG_FORMAT="json", PYTHONWARNINGS="ignore")
+    """With Celery's warning of users who are root, and with callers of the health page who leave without a response."""
+    running = RunningWorker(tmp_path, LOG_FORMAT="json")
     try:
         eventually(lambda: running.health() == (200, ""))
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", running.port)) as caller:
+                caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                caller.sendall(b"GET /health/ready HTTP/1.1\r\n")
         assert running.child.process is not None
         running.child.process.send_signal(how)
         eventually(running.child.has_ended)

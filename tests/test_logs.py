@@ -4,6 +4,9 @@ import io
 import json
 import logging
 import logging.config
+import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -277,3 +280,30 @@ def test_no_identifier_of_a_customer_is_logged(odp: ThreadedSandbox) -> None:
     assert "duplicate key" in text.getvalue()
     assert SECRETIVE not in text.getvalue()
     assert SECRETIVE not in lines.getvalue()
+
+
+# --- What Python writes by itself -----------------------------------------------------------------------------
+
+BEGIN = "import django; django.setup(); import threading, warnings; "
+OF_PYTHON = {
+    "a warning": "warnings.warn('odd')",
+    "an exception": "raise ValueError('odd')",
+    "an exception of a thread": "threading.Thread(target=lambda: int('odd')).start()",
+    "an exception of a finalizer": "type('T', (), {'__del__': lambda self: int('odd')})()",
+    "a line of Django": "import logging; logging.getLogger('django').warning('odd')",
+    "a line of runserver": "import logging; logging.getLogger('django.server').warning('odd')",
+}
+
+
+@pytest.mark.parametrize("what", OF_PYTHON)
+@pytest.mark.parametrize("debug", ["0", "1"])
+def test_what_python_and_django_write_by_themselves_is_one_object_in_one_line(what: str, debug: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", BEGIN + OF_PYTHON[what]],
+        env={**os.environ, "LOG_FORMAT": "json", "DEBUG": debug, "DJANGO_SETTINGS_MODULE": "lytics_sync.settings"},
+        capture_output=True,
+        text=True,
+    )
+    (line,) = [json.loads(line) for line in (ended.stderr + ended.stdout).splitlines()]
+    assert {"timestamp", "level", "logger", "event"} <= set(line)
+    assert "odd" in json.dumps(line)

@@ -25,6 +25,7 @@ from celery.utils.nodenames import worker_direct
 from celery.worker import state
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.log import configure_logging
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from audiences import start_checks
@@ -38,9 +39,9 @@ warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
 
 app = Celery("lytics_sync")
 if "celery" in sys.argv[0]:
-    # Celery would read the settings later, and end with a traceback.
+    # Celery would read the settings later, and end with a traceback. It warns users who are root before it has a log.
     try:
-        settings.INSTALLED_APPS  # noqa: B018
+        configure_logging(settings.LOGGING_CONFIG, settings.LOGGING)
     except ImproperlyConfigured as error:
         start_checks.refuse(str(error))
 app.config_from_object("django.conf:settings", namespace="CELERY")
@@ -86,11 +87,7 @@ def _check_settings(**kwargs: object) -> None:
 @setup_logging.connect
 def _use_django_logging(**kwargs: object) -> None:
     """Celery would replace the handlers that settings.LOGGING made; one format for every process instead."""
-    import logging.config
-
-    from django.conf import settings
-
-    logging.config.dictConfig(settings.LOGGING)
+    configure_logging(settings.LOGGING_CONFIG, settings.LOGGING)
     # Celery's signal handlers write plain text there. Python allows None: a process may have no stdout.
     sys.__stdout__ = None  # type: ignore[misc] # a Final in the stubs
 

@@ -10,6 +10,7 @@ is unreachable the worker doesn't exit; it only reports that it isn't ready.
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -97,6 +98,13 @@ class HeartbeatMonitor:
         return time.monotonic() - moment > MISSED * self.every
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Log an error by this service's logger. Python would print a traceback, also for a caller who has left."""
+        if not isinstance(sys.exception(), ConnectionError):
+            log.exception("a health request failed")
+
+
 def _serve(monitor: HeartbeatMonitor, port: int) -> None:
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -112,7 +120,7 @@ def _serve(monitor: HeartbeatMonitor, port: int) -> None:
         def log_message(self, *args: object) -> None:
             """Health requests aren't logged."""
 
-    server = ThreadingHTTPServer(("0.0.0.0", port), Health)  # noqa: S104 — it exposes no secret
+    server = _Server(("0.0.0.0", port), Health)  # noqa: S104 — it exposes no secret
     threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
 
 
