@@ -796,6 +796,24 @@ def test_a_member_whose_exit_odp_rejected_leaves_the_retired_id_that_another_ins
     assert_all_is_well(twin)
 
 
+def test_members_of_all_retired_audiences_with_the_id_leave_when_it_is_reused(
+    odp: ThreadedSandbox, gold: Audience, operator: Client
+) -> None:
+    """ODP rejected the exit of one member of each. The second one's exits went out, except for its own member."""
+    newest, refused = gold, ["kim"]
+    for name, who in (("Second", "ann"), ("Third", "bob")):
+        odp.fault({"path": "/v3/profiles"}, {"refuse_items": {"identifiers": refused}})
+        retired(newest)
+        odp.clear_faults()
+        newest, refused = make_audience(make_install(odp, name=name), provisioned=False), [who]
+        enter(newest, who)
+        drain_all(newest.install)
+        press(operator, "reuse-id", newest)
+        steps(newest)
+    assert members(odp) == ["bob"]
+    assert_all_is_well(newest)
+
+
 def test_a_retired_id_of_passthrough_audiences_is_not_reused(
     odp: ThreadedSandbox, operator: Client, settings: Settings
 ) -> None:

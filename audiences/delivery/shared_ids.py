@@ -62,9 +62,10 @@ def used_by(audience: Audience) -> Audience | None:
     return next((other for other in _same_id(audience) if other.provisioned_at is not None), None)
 
 
-def retired_before(audience: Audience) -> Audience | None:
-    """The retired audience of another install that had the same id."""
-    return next((other for other in _same_id(audience) if other.lane.retired_at is not None), None)
+def retired_before(audience: Audience, *, after: int = 0) -> Audience | None:
+    """The oldest retired audience of another install that had the same id; of those with a key above ``after``."""
+    same = (other for other in _same_id(audience) if other.pk > after)
+    return next((other for other in same if other.lane.retired_at is not None), None)
 
 
 def moved_from(audience: Audience, odp_id: str) -> Audience | None:

@@ -31,10 +31,10 @@ def problem_of(audience: Audience, odp_id: str) -> str:
 
 
 def reuse(audience: Audience, *, by: str) -> bool:
-    """Let the audience have the ODP id of a retired audience, by a person's decision. False when it isn't blocked, or
+    """Let the audience have the ODP id of retired audiences, by a person's decision. False when it isn't blocked, or
     ODP may order the events of both by time.
 
-    ODP may still have members of the retired one: those whose exit it rejected, or a person skipped. They leave.
+    ODP may still have members of the retired ones: those whose exit it rejected, or a person skipped. They leave.
     """
     retired = shared_ids.retired_before(audience)
     if retired is not None and shared_ids.are_ordered_by_time(audience, retired):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 import structlog
 from django.db import IntegrityError, transaction
@@ -19,7 +20,7 @@ from django.utils.timezone import now
 
 from audiences import ledger_size, sessions
 from audiences.agreement import audits, repairs
-from audiences.delivery import provision
+from audiences.delivery import provision, shared_ids
 from audiences.models import Again, Audience, Audit, Install, Lane, Membership, Parked, Resend, Run
 from audiences.operations import attempts, parked_items
 from audiences.receiving import audience_lookup, backlog, identifier_lists, ingest, log_range, resend_causes
@@ -45,6 +46,8 @@ class Step:
     after: int = 0
     after_identifier: str = ""
     over: bool = False
+    # The audience whose members leave next, if it is another one.
+    following: Audience | None = None
 
 
 # --- what a person asks for ----------------------------------------------------------------------------------
@@ -114,7 +117,8 @@ def send_lost(audience: Audience) -> None:
 
 def leave(audience: Audience, old: Audience, *, after: int, by: str, reason: str) -> bool:
     """Append exits for members of the old audience who aren't in the new one, which has taken over its ODP id; also for
-    those whose deciding event has a number above ``after``.
+    those whose deciding event has a number above ``after``. If the new one reuses the id of a retired audience, those
+    of all retired audiences with that id follow.
 
     False while another take-over of the audience is unfinished.
     """
@@ -267,7 +271,11 @@ def _step(resend: Resend, limit: int) -> Step:
 
 def _move(resend: Resend, step: Step) -> None:
     # The total of a resync may be an estimate.
-    counted = {"total": F("done") + step.done} if step.over and resend.kind == Resend.Kind.RESYNC else {}
+    counted: dict[str, Any] = {}
+    if step.over and resend.kind == Resend.Kind.RESYNC:
+        counted = {"total": F("done") + step.done}
+    elif step.following is not None:
+        counted = {"upto": step.following.pk, "total": F("total") + step.following.lane.member_count}
     Resend.objects.filter(pk=resend.pk).update(
         done=F("done") + step.done,
         stayed=F("stayed") + step.stayed,
@@ -320,8 +328,19 @@ def _leave(resend: Resend, limit: int) -> Step:
     )
     only = [Fact("", "", identifier, Kind.EXIT, 0) for identifier in leaving if identifier not in known]
     _append(resend, only)
-    last = leaving[-1] if leaving else resend.after_identifier
-    return Step(done=len(leaving), after=resend.after, after_identifier=last, over=len(leaving) < limit)
+    if len(leaving) == limit:
+        return Step(done=len(leaving), after=resend.after, after_identifier=leaving[-1])
+    following = _had_it_too(resend)
+    if following is None:
+        return Step(done=len(leaving), after=resend.after, after_identifier=resend.after_identifier, over=True)
+    return Step(done=len(leaving), after=following.last_sequence, following=following)
+
+
+def _had_it_too(resend: Resend) -> Audience | None:
+    """The next retired audience that had the ODP id, if the audience reuses a retired one: several may have had it."""
+    assert resend.audience is not None
+    is_reuse = Audience.objects.exclude(install=resend.install_id).filter(pk=resend.upto).exists()
+    return shared_ids.retired_before(resend.audience, after=resend.upto) if is_reuse else None
 
 
 def _repair(resend: Resend, limit: int) -> Step:
