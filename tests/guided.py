@@ -13,6 +13,7 @@ from audiences.models import Audience, GuidedChange, Install, Resend
 from audiences.operations import changes, resends
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import drain_all, enter, happen, make_audience
+from tests.threads import PATIENCE
 from workers import drain
 
 # More steps than a change takes, waits included.
@@ -55,7 +56,7 @@ def work(shop: Install) -> None:
     """Run the other tasks of the workers."""
     drain_all(shop)
     if Resend.objects.filter(install=shop, ended_at=None).exists():
-        resends.advance_all(shop.pk, seconds=5)
+        resends.advance_all(shop.pk, seconds=PATIENCE)
         drain_all(shop)
 
 

@@ -73,6 +73,7 @@ from tests.guided import (
     work,
 )
 from tests.test_admin import hidden, press
+from tests.threads import PATIENCE
 from workers import drain, pace
 
 pytestmark = pytest.mark.django_db
@@ -193,14 +194,14 @@ def test_a_retired_audience_that_is_taken_back_in_an_earlier_account_has_nobody_
     work(shop)
     assert retiring.retire(gold, by="sam", reason="left the job")
     for _ in range(3):
-        retiring.advance_all(shop.pk, seconds=5)
+        retiring.advance_all(shop.pk, seconds=PATIENCE)
         work(shop)
     assert lane_of(gold).retired_at is not None
     back = changes.begin_account(Install.objects.get(), earlier, empties=False, by="kim", reason="back")
     assert back is not None
     assert finish(shop).problem == ""
     assert retiring.take_back(gold, by="sam", reason="back in the job")
-    retiring.advance_all(shop.pk, seconds=5)
+    retiring.advance_all(shop.pk, seconds=PATIENCE)
     work(shop)
     assert members(odp) == ["lee", "mia"]
 
@@ -445,7 +446,7 @@ def test_a_stop_during_a_request_does_not_wait_as_long_as_the_account_says(
 
     monkeypatch.setattr(account_requests, "send", stopped_meanwhile)
     GuidedChange.objects.update(next_at=None)
-    changes.advance(shop.pk, seconds=5)
+    changes.advance(shop.pk, seconds=PATIENCE)
     assert GuidedChange.objects.get().problem == "Stopped by lee. The install still sends to the old account."
 
 
@@ -796,7 +797,7 @@ def leave_before_the_resync(shop: Install, gold: Audience, new: ThreadedSandbox)
 def test_skipped_events_after_the_switch_are_sent_again(shop: Install, gold: Audience, new: ThreadedSandbox) -> None:
     """A skip ends the resync."""
     leave_before_the_resync(shop, gold, new)
-    resends.advance_all(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     Install.objects.update(enabled=False)
     skips.skip(shop.pk, by="kim", reason="a test")
     Install.objects.update(enabled=True)

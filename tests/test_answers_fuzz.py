@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from odp.client import OUT_OF_TIME, Client
 from odp.outcomes import Answer, Outcome
 from outgoing.retry_after import LONGEST_RETRY_AFTER
+from tests.threads import PATIENCE
 from tests.wire import ACCEPTED, ScriptedServer, answer
 
 # Enough for a server on this machine to say all it will; a hanging one costs as much per example.
@@ -161,7 +162,7 @@ def test_any_bytes_give_one_answer_and_the_next_call_gets_its_own(server: Server
     assert_says_something(first)
     assert first.retry_after is None or 0 <= first.retry_after <= LONGEST_RETRY_AFTER
     assert first.outcome is not Outcome.DELIVERED or first.json is not None
-    second = client.call("POST", "/v3/profiles", body=SECOND, seconds=20)
+    second = client.call("POST", "/v3/profiles", body=SECOND, seconds=PATIENCE)
     assert (second.outcome, second.json) == (Outcome.DELIVERED, ITS_OWN), (first, second)
 
 

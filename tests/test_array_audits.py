@@ -25,6 +25,7 @@ from tests.delivering import drain_all, make_checked_install
 from tests.lytics_sandbox import TOKEN, serving
 from tests.test_admin import url
 from tests.test_sandbox_lytics_api import control
+from tests.threads import PATIENCE
 
 pytestmark = pytest.mark.django_db
 
@@ -67,7 +68,7 @@ class Pair(NamedTuple):
 
     def repair(self, done: Audit) -> Audit:
         assert resends.repair(done, by="kim", reason="drift")
-        resends.advance_all(self.shop.pk, seconds=5)
+        resends.advance_all(self.shop.pk, seconds=PATIENCE)
         drain_all(self.shop)
         return next(audits.finish([Audit.objects.latest("pk")]))
 

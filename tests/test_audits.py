@@ -30,6 +30,7 @@ from tests.delivering import drain_all, enter, happen, make_audience, make_check
 from tests.lytics_api import Lytics
 from tests.people import someone
 from tests.test_admin import press
+from tests.threads import PATIENCE
 
 pytestmark = pytest.mark.django_db
 
@@ -69,7 +70,7 @@ def audit(audience: Audience, mode: str = Audit.Mode.FULL, **options: Any) -> Au
 
 def finish(asked: Audit) -> Audit:
     Audit.objects.update(next_at=None)  # as if its waits were over
-    audits.advance_all(asked.install_id, seconds=30)
+    audits.advance_all(asked.install_id, seconds=PATIENCE)
     done = Audit.objects.get(pk=asked.pk)
     assert done.ended_at is not None
     return done
@@ -113,7 +114,7 @@ def test_transitions_that_lytics_does_not_show_yet_are_no_differences(
     lytics.asked.clear()
     asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
-    audits.advance_all(gold.install_id, seconds=30)
+    audits.advance_all(gold.install_id, seconds=PATIENCE)
     assert not any("scan" in target for target in lytics.asked)
     lytics.members = ["bob", "cyd", "dan", "eve", "gus"]
     Audit.objects.update(started_at=now() - timedelta(seconds=31))
@@ -271,7 +272,7 @@ def test_a_rejected_customer_whose_parked_item_was_discarded_is_repaired(
     done = audit(gold)
     assert not Difference.objects.filter(audit=done, why__contains="parked").exists()
     assert resends.repair(done, by="kim", reason="corrected in ODP")
-    resends.advance_all(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     drain_all(shop)
     assert ("gus" in odp.members("lytics_gold")) is in_lytics
     assert found(finish(Audit.objects.latest("pk"))) == {}
@@ -334,7 +335,7 @@ def test_an_audit_whose_time_is_up_goes_on_at_once_and_one_that_waits_does_not(
     monkeypatch.setattr(audits, "wake_audit", woken.append)
     audits.advance_all(gold.install_id, seconds=0.4)
     assert (Audit.objects.get(pk=asked.pk).phase, woken) == ("scan", [gold.install_id])
-    audits.advance_all(gold.install_id, seconds=30)
+    audits.advance_all(gold.install_id, seconds=PATIENCE)
     assert (Audit.objects.get(pk=asked.pk).phase, woken) == ("settle", [gold.install_id])
 
 
@@ -343,7 +344,7 @@ def test_the_audit_waits_until_the_lane_has_delivered(gold: Audience) -> None:
     enter(gold, "zoe", at=3)
     asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
-    audits.advance_all(gold.install_id, seconds=5)
+    audits.advance_all(gold.install_id, seconds=PATIENCE)
     assert Audit.objects.get(pk=asked.pk).phase == "settle"
     holds.resume(Lane.objects.get(pk=gold.pk))
     drain_all(gold.install)
@@ -356,7 +357,7 @@ def test_the_seconds_of_each_step_with_a_request_are_noted(gold: Audience, monke
     holds.pause(Lane.objects.get(pk=gold.pk), by="kim", reason="later")
     enter(gold, "zoe", at=3)
     noted: list[float] = []
-    audits.advance_all(gold.install_id, seconds=30, note_request=noted.append)
+    audits.advance_all(gold.install_id, seconds=PATIENCE, note_request=noted.append)
     assert (Audit.objects.get().phase, len(noted)) == ("settle", 3), "three pages, and a step without a request"
 
 
@@ -384,7 +385,7 @@ def test_a_killed_audit_goes_on_where_it_was(gold: Audience, lytics: Lytics, mon
     lytics.asked.clear()
     for _ in range(3):
         with pytest.raises(Killed):
-            audits.advance_all(gold.install_id, seconds=30)
+            audits.advance_all(gold.install_id, seconds=PATIENCE)
     done = finish(asked)
     assert (done.differing, done.compared_with_lytics, done.scanned) == (0, 6, 5)
     scans = [parse_qs(urlsplit(target).query).get("start", [""])[0] for target in lytics.asked if "scan" in target]
@@ -417,10 +418,10 @@ def test_an_install_that_is_off_lets_its_audits_wait(
     assert asked is not None
     with monkeypatch.context() as patched:
         patched.setattr(scanning, "_store", lambda *_: Install.objects.update(enabled=False))
-        audits.advance_all(gold.install_id, seconds=30)
+        audits.advance_all(gold.install_id, seconds=PATIENCE)
     assert Audit.objects.get().scanned == 2, "it was switched off during the first page"
     assert audits.due() == []
-    audits.advance_all(gold.install_id, seconds=30)
+    audits.advance_all(gold.install_id, seconds=PATIENCE)
     assert Audit.objects.get().scanned == 2
     assert words.result(Audit.objects.get()) == "waiting until the install is switched on"
     with pytest.raises(CommandError, match="switched off"):
@@ -434,7 +435,7 @@ def test_a_clock_that_was_set_back_delays_no_audit(gold: Audience, column: str) 
     assert audits.ask(gold, mode=Audit.Mode.QUICK, by="kim") is not None
     Audit.objects.update(**{column: now() + timedelta(days=1)})
     assert audits.due() == [gold.install_id]
-    audits.advance_all(gold.install_id, seconds=30)
+    audits.advance_all(gold.install_id, seconds=PATIENCE)
     assert Audit.objects.get().ended_at is not None
 
 
@@ -448,7 +449,7 @@ def test_after_a_clock_was_set_back_an_audit_waits_once_more(
     setattr(settings, setting, 60)
     assert audits.ask(gold, mode=Audit.Mode.FULL, by="kim") is not None
     Audit.objects.update(**{column: now() + timedelta(hours=5)})
-    audits.advance_all(gold.install_id, seconds=30)
+    audits.advance_all(gold.install_id, seconds=PATIENCE)
     waiting = Audit.objects.get()
     assert waiting.next_at is not None
     assert timedelta(seconds=50) < waiting.next_at - now() <= timedelta(seconds=60)
@@ -486,7 +487,7 @@ def test_a_worker_whose_lease_is_over_changes_nothing_of_the_same_step(
         return Step({"scanned": 7, "scan_token": "zoe"}, forgets_scan=result == "a new scan")
 
     monkeypatch.setitem(audits._STEPS, Audit.Phase.SCAN, late)
-    audits.advance_all(gold.install_id, seconds=5)
+    audits.advance_all(gold.install_id, seconds=PATIENCE)
     assert Audit.objects.values().get() == then
     assert ScannedMember.objects.exists()
 
@@ -513,13 +514,13 @@ def ask_all(some: list[Audience], *, by: str = audits.SCHEDULE) -> list[Audit]:
 
 def test_while_an_audit_waits_the_others_take_their_steps(many: list[Audience], settings: Settings) -> None:
     asked = ask_all(many)
-    audits.advance_all(many[0].install_id, seconds=30)
+    audits.advance_all(many[0].install_id, seconds=PATIENCE)
     assert [audit.phase for audit in Audit.objects.order_by("pk")] == ["settle"] * 3
     assert audits.due() == []
     settings.AUDIT_SETTLE_SECONDS = 0
     Audit.objects.update(next_at=now())
     assert audits.due() == [many[0].install_id]
-    audits.advance_all(many[0].install_id, seconds=30)
+    audits.advance_all(many[0].install_id, seconds=PATIENCE)
     assert Audit.objects.filter(pk__in=[audit.pk for audit in asked], phase="done").count() == 3
 
 
@@ -557,7 +558,7 @@ def test_an_audit_goes_on_after_an_error_of_postgresql(
     with monkeypatch.context() as failing:
         failing.setattr(audits, "_step", fail)
         with pytest.raises(Error):
-            audits.advance_all(gold.install_id, seconds=30)
+            audits.advance_all(gold.install_id, seconds=PATIENCE)
     assert finish(asked).problem == ""
 
 
@@ -571,7 +572,7 @@ def test_an_audit_that_a_person_asks_for_comes_before_those_of_the_schedule(
     assert first is not None
     assert first.pk == by_kim.pk
     Audit.objects.update(lease_until_at=None)
-    audits.advance_all(many[0].install_id, seconds=30)
+    audits.advance_all(many[0].install_id, seconds=PATIENCE)
     # Kim's audit counts towards the limit of one, so no audit of the schedule has begun.
     assert [audit.phase for audit in Audit.objects.order_by("pk")] == ["scan", "scan", "settle"]
     waiting = Audit.objects.filter(started_at=None)
@@ -583,7 +584,7 @@ def test_an_audit_that_a_person_asks_for_does_not_wait_for_those_of_the_schedule
 ) -> None:
     monkeypatch.setattr(audits, "UNDER_WAY", 1)
     ask_all(many[:2])
-    audits.advance_all(many[0].install_id, seconds=30)
+    audits.advance_all(many[0].install_id, seconds=PATIENCE)
     assert audits._lease(many[0].install_id) is None
     [by_kim] = ask_all(many[2:], by="kim")
     assert audits._lease(many[0].install_id) == by_kim
@@ -603,10 +604,10 @@ def test_an_audit_that_waits_for_its_audience_takes_no_place_of_the_schedule(
 ) -> None:
     monkeypatch.setattr(audits, "UNDER_WAY", 1)
     ask_all(many)
-    audits.advance_all(many[0].install_id, seconds=30)
+    audits.advance_all(many[0].install_id, seconds=PATIENCE)
     assert Audit.objects.filter(started_at=None).count() == 2
     model._default_manager.filter(pk=many[0].pk).update(**stopped)
-    audits.advance_all(many[0].install_id, seconds=30)
+    audits.advance_all(many[0].install_id, seconds=PATIENCE)
     assert Audit.objects.filter(started_at=None).count() == 1
 
 
@@ -717,7 +718,7 @@ def test_an_unreachable_side_is_asked_again_later(gold: Audience, lytics: Lytics
     lytics.answer = lambda path, query: (503, {"message": "busy"})
     asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
-    audits.advance_all(gold.install_id, seconds=30)
+    audits.advance_all(gold.install_id, seconds=PATIENCE)
     assert Audit.objects.get(pk=asked.pk).ended_at is None
     lytics.answer = lambda path, query: None
     assert finish(asked).differing == 0
@@ -734,7 +735,7 @@ def test_a_side_that_does_not_respond_for_a_day_ends_the_audit(
         odp.fault({"path": "/v3/graphql"}, {"status": 503})
     asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
-    audits.advance_all(gold.install_id, seconds=30)
+    audits.advance_all(gold.install_id, seconds=PATIENCE)
     waiting = Audit.objects.get(pk=asked.pk)
     again = f"; {side} gave no usable response to the last request, which is repeated at {waiting.next_at:%H:%M:%S} UTC"
     assert words.result(waiting).endswith(again)
@@ -842,7 +843,7 @@ def test_a_sample_that_meets_nobody_claims_nothing(gold: Audience, operator: Cli
 
 def repair(done: Audit) -> Audit:
     assert resends.repair(done, by="kim", reason="drift")
-    resends.advance_all(done.install_id, seconds=5)
+    resends.advance_all(done.install_id, seconds=PATIENCE)
     drain_all(done.install)
     after = Audit.objects.filter(audience=done.audience).latest("id")
     assert after.by == f"repair of audit {done.pk}"
@@ -870,7 +871,7 @@ def test_anything_newer_than_the_scan_wins_over_a_repair(gold: Audience, lytics:
     happen(gold, ("gus", "exit", times.from_moment(done.scan_began_at) + 1))
     drain_all(gold.install)
     assert resends.repair(done, by="kim", reason="drift")
-    resends.advance_all(gold.install_id, seconds=5)
+    resends.advance_all(gold.install_id, seconds=PATIENCE)
     drain_all(gold.install)
     assert not Membership.objects.get(audience=gold, identifier="gus").is_member
 
@@ -924,7 +925,7 @@ def test_people_read_by_a_former_identifier_field_are_not_repaired(
     Install.objects.update(identifier_field="email", identifier_since_at=now())
     assert repairs.plan(done)[:4] == (0, 0, 1, 1)
     assert resends.repair(done, by="kim", reason="drift")
-    resends.advance_all(gold.install_id, seconds=5)
+    resends.advance_all(gold.install_id, seconds=PATIENCE)
     assert Event.objects.latest("sequence").identifier == "ann"
 
 
@@ -1046,7 +1047,7 @@ def test_an_audit_that_is_stopped_while_it_waits_keeps_no_member_of_its_scan(
     settings.AUDIT_SETTLE_SECONDS = 3600
     asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
-    audits.advance_all(gold.install_id, seconds=30)
+    audits.advance_all(gold.install_id, seconds=PATIENCE)
     assert ScannedMember.objects.count() == 5
     allowed = {}
 
@@ -1183,7 +1184,7 @@ def test_audit_and_repair_are_buttons(odp: ThreadedSandbox, gold: Audience, lyti
     done = finish(Audit.objects.get())
     asked = press(operator, "repair", done, reason="drift")
     assert "1 enter and 0 leave" in asked
-    resends.advance_all(gold.install_id, seconds=5)
+    resends.advance_all(gold.install_id, seconds=PATIENCE)
     drain_all(gold.install)
     assert "gus" in odp.members("lytics_gold")
     after = finish(Audit.objects.latest("id"))

@@ -6,6 +6,7 @@ import pytest
 
 from audiences import background
 from audiences.background import Background
+from tests.threads import PATIENCE
 
 
 def test_rings_during_a_call_lead_to_one_more_call() -> None:
@@ -14,16 +15,16 @@ def test_rings_during_a_call_lead_to_one_more_call() -> None:
     def work() -> float:
         calls.append(threading.current_thread().name)
         began.release()
-        assert go_on.acquire(timeout=30)
+        assert go_on.acquire(timeout=PATIENCE)
         return 0
 
     one = Background("one", work)
     one.ring()
-    assert began.acquire(timeout=30)
+    assert began.acquire(timeout=PATIENCE)
     for _ in range(9):
         one.ring()
     go_on.release()
-    assert began.acquire(timeout=30)
+    assert began.acquire(timeout=PATIENCE)
     go_on.release()
     assert calls == ["one", "one"]
 
@@ -43,8 +44,8 @@ def test_an_error_is_logged_and_the_thread_works_on(monkeypatch: pytest.MonkeyPa
 
     one = Background("one", work)
     one.ring()
-    assert failed.wait(30)
+    assert failed.wait(PATIENCE)
     thread = one.thread
     one.ring()
-    assert worked.wait(30)
+    assert worked.wait(PATIENCE)
     assert (told, one.thread) == (["one"], thread)

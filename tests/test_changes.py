@@ -678,7 +678,7 @@ def test_skipped_events_of_the_ledger_are_sent_again(odp: ThreadedSandbox, shop:
     begin(shop)
     while GuidedChange.objects.get().phase != Phase.RESEND:
         step(shop)
-    resends.advance_all(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     step(shop)
     Install.objects.update(enabled=False)
     skips.skip(shop.pk, by="kim", reason="a test")
@@ -757,7 +757,7 @@ def test_a_change_is_refused_with_its_reason(odp: ThreadedSandbox) -> None:
 @pytest.mark.parametrize("before", ["list"], indirect=True)
 def test_a_worker_takes_steps_until_the_change_has_to_wait(odp: ThreadedSandbox, shop: Install, gold: Audience) -> None:
     begin(shop)
-    changes.advance(shop.pk, seconds=30)
+    changes.advance(shop.pk, seconds=PATIENCE)
     change = GuidedChange.objects.get()
     assert (change.phase, change.lease_token) == (Phase.RESEND, None)
     assert changes.due() == [], "it waits for the resend"
@@ -793,7 +793,7 @@ def test_a_change_waits_while_the_install_is_switched_off(shop: Install, gold: A
     assert changes.step(token) is None, "it was switched off between two steps"
     changes.give_back(token)
     changes.stop(change, by="sam")
-    changes.advance(shop.pk, seconds=30)
+    changes.advance(shop.pk, seconds=PATIENCE)
     change.refresh_from_db()
     assert (change.phase, change.ended_at) == (Phase.CHOOSE, None)
     card = change_verbs.card(shop)

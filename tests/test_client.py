@@ -662,7 +662,7 @@ def test_a_server_that_never_answers_is_cut(server: ScriptedServer) -> None:
     given_up = threading.Event()
 
     def be_silent(connection: socket.socket) -> None:
-        if not given_up.wait(5):
+        if not given_up.wait(PATIENCE):
             came_to_an_end.set()
 
     got = post(server, be_silent, seconds=SHORT)
@@ -785,7 +785,7 @@ def test_a_server_that_accepts_no_connection_holds_a_call_no_longer_than_it_may_
         returned = threading.Event()
 
         def give_way() -> None:
-            if not returned.wait(5):
+            if not returned.wait(PATIENCE):
                 came_to_an_end.set()
                 listener.close()
 

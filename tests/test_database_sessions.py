@@ -80,6 +80,13 @@ def caller(web: Web, install: Install) -> Any:
     return call
 
 
+def caller_of_a_known_audience(web: Web, install: Install) -> Any:
+    """Callers who name a new audience at once wait for one another, and some of them in vain."""
+    call = caller(web, install)
+    assert call("first") == 200
+    return call
+
+
 def every_thread_opens_a_session(web: Web) -> None:
     """With 40 requests of the cheapest kind that reads from the database, as many at a time as there are threads."""
     for _ in range(2):
@@ -98,7 +105,7 @@ def test_every_page_is_well_after_a_restart_of_postgresql(web: Web) -> None:
 
 
 def test_calls_are_stored_right_after_a_restart_of_postgresql(web: Web, install: Install) -> None:
-    call = caller(web, install)
+    call = caller_of_a_known_audience(web, install)
     assert set(together(*[lambda: call("a")] * THREADS)) == {200}
     end_other_sessions()
     assert [call(f"b{number}") for number in range(40)] == [200] * 40
@@ -168,7 +175,7 @@ def test_a_request_is_repeated_once_where_its_session_was_lost_and_it_stored_not
 
 @pytest.mark.parametrize("calls", [1, THREADS * 3])
 def test_a_frozen_database_costs_seconds_and_liveness_needs_no_thread(web: Web, install: Install, calls: int) -> None:
-    call = caller(web, install)
+    call = caller_of_a_known_audience(web, install)
     assert set(together(*[lambda: call("warm")] * THREADS)) == {200}
     with web.database.frozen():
         busy = start(*[lambda: call("frozen")] * calls)

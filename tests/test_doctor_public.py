@@ -191,7 +191,7 @@ def test_public_certificate_of_a_silent_server_ends_in_time(
         settings.PUBLIC_URL = server.url.replace("http://", "https://")
         began = time.monotonic()
         assert states(install, "public_certificate") == ["unknown"]
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 30
     settings.PUBLIC_URL = "http://sync.example.com"
     assert states(install, "public_certificate") == ["unknown"]
 

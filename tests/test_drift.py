@@ -15,6 +15,7 @@ from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import drain_all, happen, make_checked_install, make_delivered
 from tests.lytics_api import Lytics
 from tests.test_restore import Servers, run, servers  # noqa: F401 — a fixture
+from tests.threads import PATIENCE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -68,7 +69,7 @@ def audit(pair: Pair) -> Audit:
 
 def finish(asked: Audit) -> Audit:
     Audit.objects.update(next_at=None)  # as if its waits were over
-    audits.advance_all(asked.install_id, seconds=30)
+    audits.advance_all(asked.install_id, seconds=PATIENCE)
     done = Audit.objects.get(pk=asked.pk)
     assert (done.problem, done.note, done.phase) == ("", "", "done")
     return done
@@ -88,7 +89,7 @@ def repair(pair: Pair, done: Audit) -> Audit:
 
 def work(pair: Pair) -> None:
     drain_all(Install.objects.get(pk=pair.shop.pk))
-    resends.advance_all(pair.shop.pk, seconds=5)
+    resends.advance_all(pair.shop.pk, seconds=PATIENCE)
     drain_all(Install.objects.get(pk=pair.shop.pk))
 
 

@@ -12,6 +12,7 @@ from audiences.operations import resends, twins
 from lytics import times
 from tests.delivering import drain_all, enter, happen, make_audience
 from tests.test_drift import MEMBERS, SEGMENT, Pair, agree, audit, named, pair, repair, work  # noqa: F401 — a fixture
+from tests.threads import PATIENCE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -54,7 +55,7 @@ def test_a_deleted_audience_is_named_where_odp_rejects_queries_about_it(pair: Pa
     pair.odp.odp("DELETE", SEGMENT)
     asked = audits.ask(pair.gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
-    audits.advance_all(pair.shop.pk, seconds=30)
+    audits.advance_all(pair.shop.pk, seconds=PATIENCE)
     assert Audit.objects.get(pk=asked.pk).problem.startswith("ODP no longer has the audience lytics_gold.")
     twins.look(pair.shop.pk)
     work(pair)
@@ -161,7 +162,7 @@ def test_a_scan_that_ends_early_is_no_sign_that_a_small_audience_was_left(
     pair.lytics.answer = lambda path, query: (200, page) if path.endswith("/scan") else None
     asked = audits.ask(pair.gold, mode=Audit.Mode.FULL, by="kim")
     assert asked is not None
-    audits.advance_all(pair.shop.pk, seconds=30)
+    audits.advance_all(pair.shop.pk, seconds=PATIENCE)
     done = Audit.objects.get(pk=asked.pk)
     assert "did not finish in 5 attempts" in done.problem
     assert named(done) == {}
@@ -220,7 +221,7 @@ def test_an_audience_that_waits_for_a_person_keeps_no_other_audit_waiting(
     happen(other, ("zoe", "exit", 9))
     waiting = audits.ask(other, mode=Audit.Mode.FULL, by="kim")
     assert waiting is not None
-    audits.advance_all(pair.shop.pk, seconds=30)
+    audits.advance_all(pair.shop.pk, seconds=PATIENCE)
     assert Audit.objects.get(pk=waiting.pk).phase == Audit.Phase.SETTLE
     done = audit(pair)
     assert (done.differing, done.phase) == (0, Audit.Phase.DONE)

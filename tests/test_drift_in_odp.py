@@ -18,6 +18,7 @@ from tests.delivering import drain_all, happen, make_audience, make_checked_inst
 from tests.lytics_api import Lytics
 from tests.test_changes import finish
 from tests.test_drift import MEMBERS, Pair, agree, audit, named, repair, work
+from tests.threads import PATIENCE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -166,4 +167,4 @@ def test_only_a_person_of_the_ledger_with_the_other_state_makes_a_merged_profile
 
     monkeypatch.setattr(odp_reasons, "AT_ONCE", 2)
     monkeypatch.setattr(odp_reasons, "names_of", names_of)
-    assert odp_reasons.merged(gold, [*names], seconds=1) == ["dan"]
+    assert odp_reasons.merged(gold, [*names], seconds=PATIENCE) == ["dan"]

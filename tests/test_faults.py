@@ -29,7 +29,7 @@ from tests.delivering import (
     writes,
 )
 from tests.test_admin import press
-from tests.threads import eventually, start, waiting_for_a_lock
+from tests.threads import PATIENCE, eventually, start, waiting_for_a_lock
 from workers import drain
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -261,8 +261,8 @@ def test_work_that_waits_for_a_locked_audience_delays_no_delivery(
         (working,) = start(work)
         eventually(lambda: working.done() or waiting_for_a_lock())
         (claiming,) = start(lambda: claims.claim(shop.pk))
-        lease = claiming.result(5)
-        in_vain = working.result(5)
+        lease = claiming.result(PATIENCE)
+        in_vain = working.result(PATIENCE)
     assert silver.pk in lease.audience_ids
     assert work() != in_vain
 
@@ -274,5 +274,5 @@ def test_a_locked_install_is_not_put_on_hold(shop: Install, monkeypatch: pytest.
     with transaction.atomic():
         account_switch.lock(shop.pk)
         (turning,) = start(lambda: drain.turn(shop.pk))
-        assert turning.result(5) is False
+        assert turning.result(PATIENCE) is False
     assert Install.objects.get().backoff_failures == 0

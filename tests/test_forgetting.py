@@ -195,7 +195,7 @@ def test_neither_waiting_nor_resent_events_bring_the_person_back(
     drain_all(shop)
     assert odp.members("lytics_gold") == ["ann", KIM, "lee"]
     assert resends.resync(gold, by="kim", reason="try")
-    resends.advance_all(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     drain_all(shop)
     written = [request for request in odp.requests(bodies=True) if request["method"] == "POST"]
     assert not any("lytics-sync-forgotten-" in str(request.get("body")) for request in written)
@@ -356,7 +356,7 @@ def test_items_that_no_key_opens_keep_nobody_from_being_forgotten(shop: Install,
 
 def _resync(shop: Install, gold: Audience) -> None:
     assert resends.resync(gold, by="sam", reason="x")
-    resends.advance_all(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
 
 
 def _retire(shop: Install, gold: Audience) -> None:

@@ -331,7 +331,7 @@ def test_a_customer_of_a_retiring_audience_gets_no_event_after_its_end(odp: Thre
     gold = make_delivered(shop, "kim", "lee")
     assert retiring.retire(gold, by="sam", reason="left the job")
     for _ in range(2):
-        retiring.advance_all(shop.pk, seconds=5)
+        retiring.advance_all(shop.pk, seconds=PATIENCE)
     end = Lane.objects.get().retired_sequence
     assert Membership.objects.filter(identifier="kim", is_member=True).exists()
     assert forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
@@ -444,7 +444,7 @@ def test_a_retired_audience_does_not_hold_up_forgetting(odp: ThreadedSandbox, sh
     assert asked is not None
     forgetting.advance_all()
     for _ in range(4):
-        retiring.advance_all(shop.pk, seconds=5)
+        retiring.advance_all(shop.pk, seconds=PATIENCE)
         drain_all(shop)
     enter(gold, "kim", at=9)
     finish(shop)
@@ -479,11 +479,11 @@ def test_a_skipped_exit_of_a_retired_audience_is_sent_to_its_field(odp: Threaded
     gold = make_delivered(shop, "kim", "lee")
     assert retiring.retire(gold, by="sam", reason="left the job")
     for _ in range(2):
-        retiring.advance_all(shop.pk, seconds=5)
+        retiring.advance_all(shop.pk, seconds=PATIENCE)
     Install.objects.update(enabled=False)
     assert skips.skip(shop.pk, by="sam", reason="restored").total == 2
     Install.objects.update(enabled=True)
-    retiring.advance_all(shop.pk, seconds=5)
+    retiring.advance_all(shop.pk, seconds=PATIENCE)
     forget(shop, "kim", tell_odp=True)
     assert [item["attributes"]["lytics_gold"] for item in writes(odp)[-1]] == [False]
 
@@ -500,7 +500,7 @@ def test_a_customer_of_a_request_applied_late_stays_forgotten_when_the_audience_
     finish(shop)
     assert retiring.retire(gold, by="sam", reason="left the job")
     for _ in range(3):
-        retiring.advance_all(shop.pk, seconds=5)
+        retiring.advance_all(shop.pk, seconds=PATIENCE)
         finish(shop)
     assert Audience.objects.get().provisioned_at is None
     eventually(lambda: odp.customer("kim")["attributes"].get("lytics_gold"))
@@ -508,8 +508,8 @@ def test_a_customer_of_a_request_applied_late_stays_forgotten_when_the_audience_
     forget(shop, "kim", tell_odp=True)
     assert retiring.take_back(gold, by="sam", reason="back in the job")
     for _ in range(3):
-        retiring.advance_all(shop.pk, seconds=5)
-        resends.advance_all(shop.pk, seconds=5)
+        retiring.advance_all(shop.pk, seconds=PATIENCE)
+        resends.advance_all(shop.pk, seconds=PATIENCE)
         finish(shop)
     assert odp.members("lytics_gold") == ["lee"]
 
@@ -520,7 +520,7 @@ def test_a_customer_leaves_the_id_that_the_audience_had_before_a_take_over(odp: 
     drain_all(shop)
     Run.objects.update(opened_at=now() - timedelta(hours=1))
     assert take_over.take_over(new, old, by="sam", reason="made anew")
-    resends.advance_all(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     finish(shop)
     assert odp.members("lytics_new") == ["lee", "max"]
     asked = forgetting.ask(shop, "lee", tell_odp=True, by="dpo")
@@ -538,7 +538,7 @@ def test_a_customer_leaves_each_id_that_an_audience_had_before(odp: ThreadedSand
     for odp_id in ("lytics_gold_2", "lytics_gold_3"):
         holds.block_audience(gold.pk, "its field is a string there")
         assert other_id.use(Audience.objects.get(), odp_id, by="sam", reason="x")
-        resends.advance_all(shop.pk, seconds=5)
+        resends.advance_all(shop.pk, seconds=PATIENCE)
         finish(shop)
     asked = forgetting.ask(shop, "lee", tell_odp=True, by="dpo")
     assert asked is not None
@@ -585,12 +585,12 @@ def test_a_take_over_does_not_hold_up_forgetting(
     Run.objects.update(opened_at=now() - timedelta(hours=1))
     assert take_over.take_over(new, old, by="sam", reason="made anew")
     if has_left:
-        resends.advance_all(shop.pk, seconds=5)
+        resends.advance_all(shop.pk, seconds=PATIENCE)
         finish(shop)
     asked = forgetting.ask(shop, "kim", tell_odp=True, by="dpo")
     assert asked is not None
     forgetting.advance_all()
-    resends.advance_all(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     finish(shop)
     asked.refresh_from_db()
     assert asked.ended_at is not None

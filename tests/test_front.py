@@ -32,7 +32,7 @@ from odp.outcomes import Answer, Outcome
 from tests.delivering import enter, make_audience, make_install
 from tests.messages import body, message, transition
 from tests.test_admin import url
-from tests.threads import eventually
+from tests.threads import PATIENCE, eventually
 
 pytestmark = [pytest.mark.django_db, pytest.mark.usefixtures("broker")]
 
@@ -240,13 +240,13 @@ def test_a_redis_that_never_answers_holds_no_answer_up(install: Install, monkeyp
     def write(*_: Any) -> None:
         assert threading.current_thread().name == "rejected-calls"
         stuck.set()
-        go_on.wait(60)
+        go_on.wait(PATIENCE)
 
     counter = rejected_calls._Counter()
     monkeypatch.setattr(rejected_calls, "_counter", counter)
     monkeypatch.setattr(rejected_calls, "_write", write)
     call(install)
-    assert stuck.wait(30)
+    assert stuck.wait(PATIENCE)
     sender = counter.sender.thread
     assert [call(install) for _ in range(20)] == [401] * 20
     assert counter.sender.thread is sender
@@ -380,7 +380,7 @@ def test_missing_identifiers_list_the_received_fields_and_release_all_returns_he
     assert answered["Location"] == reverse("admin:index")
     assert "Being released now" in alert(operator, "parked").todo
     assert labels(alert(operator, "parked")) == ["Identifier field"]
-    resends.advance_all(install.pk, seconds=5)
+    resends.advance_all(install.pk, seconds=PATIENCE)
     assert alert(operator, "parked") is None
     assert Event.objects.get().identifier == "kim@example.com"
 

@@ -27,6 +27,7 @@ from tests.guided import MOST, step, steps_with_deaths
 from tests.lytics_api import Lytics
 from tests.messages import body, message, transition
 from tests.test_admin import hidden, press
+from tests.threads import PATIENCE
 
 pytestmark = pytest.mark.django_db
 
@@ -95,9 +96,9 @@ def work(shop: Install) -> None:
     """Run the other tasks of the workers."""
     for _ in range(2):
         drain_all(shop)
-        resends.advance_all(shop.pk, seconds=5)
+        resends.advance_all(shop.pk, seconds=PATIENCE)
         Audit.objects.update(next_at=None)  # as if its waits were over
-        audits.advance_all(shop.pk, seconds=5)
+        audits.advance_all(shop.pk, seconds=PATIENCE)
     drain_all(shop)
 
 
@@ -293,7 +294,7 @@ def test_an_audience_that_is_taken_back_is_changed_afterwards(odp: ThreadedSandb
     for _ in range(4):
         step(shop)
     assert GuidedChange.objects.get().waits_for == f"{AUDIENCE} is being retired or taken back."
-    retiring.advance_all(shop.pk, seconds=5)
+    retiring.advance_all(shop.pk, seconds=PATIENCE)
     assert finish(shop).problem == ""
     assert odp.members(AUDIENCE) == [mail(who) for who in ("kim", "lee", "mia")]
 
@@ -304,14 +305,14 @@ def test_an_audience_that_was_retired_before_the_switch_comes_back_by_an_audit_a
     gold = Audience.objects.get()
     assert retiring.retire(gold, by="sam", reason="a test")
     for _ in range(4):
-        retiring.advance_all(shop.pk, seconds=5)
+        retiring.advance_all(shop.pk, seconds=PATIENCE)
         drain_all(shop)
     assert lane_of(gold).retired_at is not None
     Install.objects.update(identifier_field="email", identifier_since_at=now())
     page = operator.get(reverse("admin:audiences_audience_take-back", args=[gold.pk])).content.decode()
     assert "do not enter again, because they are known by the identifier field of before" in page
     assert retiring.take_back(gold, by="sam", reason="a test")
-    retiring.advance_all(shop.pk, seconds=5)
+    retiring.advance_all(shop.pk, seconds=PATIENCE)
     work(shop)
     audit = Audit.objects.get()
     assert not Membership.objects.filter(is_member=True).exists()
@@ -390,7 +391,7 @@ def test_an_audience_that_can_not_be_created_is_retired_first(odp: ThreadedSandb
     drain_all(shop)
     assert "lytics_silver can't be created in ODP" in changes.problem_of_identifier(shop)
     assert retiring.retire(silver, by="sam", reason="a test")
-    retiring.advance_all(shop.pk, seconds=5)
+    retiring.advance_all(shop.pk, seconds=PATIENCE)
     assert changes.problem_of_identifier(shop) == ""
 
 

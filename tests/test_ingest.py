@@ -457,10 +457,12 @@ def test_appends_lock_audiences_in_one_order(install: Install, monkeypatch: pyte
 
 @at_once
 def test_concurrent_calls_and_writers_of_foreign_keys_do_not_deadlock(
-    install: Install,
+    install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checked foreign key, such as those of Parked and Resend, takes a share lock on its audience. A call that sees
     an older version of a row it has locked would wait for the transaction that waits for it."""
+    for limit in ("LOCK_MILLISECONDS", "SHORT_LOCK_MILLISECONDS"):  # no call gives up on a slow machine
+        monkeypatch.setattr(ingest, limit, int(PATIENCE * 1000))
     slugs = [f"s{number}" for number in range(12)]
     receive(install, body(*(enter(slug, slug) for slug in slugs)))
     begin, over = Gate(14).after(lambda: None), threading.Event()

@@ -659,8 +659,8 @@ def test_a_settle_that_is_late_but_first_is_not_undone_by_the_claim_behind_it(
     monkeypatch.setattr(settling, "_write_ledger", hold)
     result = Result(late.spans[0], events=2, accepted=entries[audience.pk])
     settled, claimed = start(lambda: settling.settle(late, [result], ledger), claim_behind)
-    settled.result(30)
-    assert claimed.result(30) is None
+    settled.result(PATIENCE)
+    assert claimed.result(PATIENCE) is None
     assert (cursor_of(audience), lane_of(audience).lease_token) == (2, None)
     monkeypatch.undo()
     assert spans(claim(shop)) == {"lytics_a": (3, 3)}
@@ -691,8 +691,8 @@ def test_a_worker_that_renews_its_lease_in_the_last_moment_keeps_it(
         return claims.claim(shop.pk)
 
     opening, claiming = start(open_slowly, claim_behind)
-    assert opening.result(30)
-    assert claiming.result(30) is None
+    assert opening.result(PATIENCE)
+    assert claiming.result(PATIENCE) is None
     assert runs_of(audience) == [(1, 1, 1, 0, "")]
 
 

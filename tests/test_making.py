@@ -14,7 +14,7 @@ from audiences.delivery import provision
 from audiences.models import Audience, Install
 from audiences.wake import MAKE
 from tests.delivering import enter, make_audience, make_install
-from tests.threads import eventually, start
+from tests.threads import PATIENCE, eventually, start
 from workers import making, pace, slots, tasks
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -28,7 +28,7 @@ class Odp:
         self.fields: dict[str, Any] = {}
         self.segments: dict[str, Any] = {}
         self.lock = threading.Lock()
-        self.barrier = threading.Barrier(at_once, timeout=30) if at_once else None
+        self.barrier = threading.Barrier(at_once, timeout=PATIENCE) if at_once else None
         self.first = at_once
         self.hanging = hanging
         self.hung: set[str] = set()
@@ -62,7 +62,7 @@ class Odp:
             is_first, self.first = is_new and self.first > 0, self.first - is_new
         if odp_id.startswith(f"lytics_{self.hanging}"):
             self.hung.add(odp_id)
-            self.go_on.wait(30)
+            self.go_on.wait(PATIENCE)
         if is_first and self.barrier is not None:
             self.barrier.wait()
 
@@ -145,7 +145,7 @@ def test_an_audience_that_hangs_delays_none_of_the_others() -> None:
         assert not task.done()
         assert odp.hung == {"lytics_new0"}
         odp.go_on.set()
-        assert task.result(30) == 40
+        assert task.result(PATIENCE) == 40
     assert made(shop) == 40
 
 
@@ -159,7 +159,7 @@ def test_a_new_audience_is_made_while_another_one_hangs() -> None:
         eventually(lambda: made(shop) == 1)
         assert not task.done()
         odp.go_on.set()
-        assert task.result(30) == 2
+        assert task.result(PATIENCE) == 2
 
 
 def test_an_install_that_hangs_leaves_threads_to_the_others() -> None:
@@ -171,7 +171,7 @@ def test_an_install_that_hangs_leaves_threads_to_the_others() -> None:
         assert making.make(well.pk, seconds=SECONDS) == made(well) == 20
         assert len(odp.hung) == making.AT_ONCE
         odp.go_on.set()
-        assert task.result(30) == made(sick) == 20
+        assert task.result(PATIENCE) == made(sick) == 20
 
 
 def test_a_second_task_of_the_install_leaves_the_work_to_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from tests.delivering import (
     numbered,
 )
 from tests.messages import body, message, transition
+from tests.threads import PATIENCE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -45,7 +46,7 @@ def gold(shop: Install) -> Audience:
 
 def send_again(shop: Install) -> None:
     drain_all(shop)
-    resends.advance_all(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     drain_all(shop)
 
 

@@ -1097,7 +1097,7 @@ def test_junk_takes_time_in_proportion_to_its_length() -> None:
     started = time.monotonic()
     read(b'["' + b'\\"' * 1_000_000)
     read(b"[" + b'"\\' * 1_000_000)
-    assert time.monotonic() - started < 20  # in the square of it: an hour
+    assert time.monotonic() - started < 100  # in the square of it: an hour
 
 
 # --- Any input -----------------------------------------------------------------------------------------------

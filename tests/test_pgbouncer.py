@@ -37,7 +37,7 @@ from tests.bouncer import POOL, Bouncer
 from tests.browser.site import Site
 from tests.delivering import assert_all_is_well, drain_all, make_install, numbered, sandbox
 from tests.messages import body, message
-from tests.threads import eventually, start
+from tests.threads import PATIENCE, eventually, start
 from tests.web import Web
 
 if bouncer.find() is None:
@@ -121,7 +121,7 @@ def test_sent_events_are_resent_searched_counted_and_audited(shop: Install, odp:
     assert resends.resync(gold, by="boss", reason="to see")
     stretch = log_range.find(gold.pk, *hour, upto=gold.last_sequence)
     assert resends.replay(gold, stretch, start=hour[0], end=hour[1], by="boss", reason="to see")
-    resends.advance_all(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     drain_all(shop)
     reconcile.reconcile()
     search_index.summarise()
@@ -152,7 +152,7 @@ def test_waiting_too_long_for_a_connection_is_answered_503(
             Audience.objects.select_for_update().get()
             calls = start(*[lambda number=number: call(number) for number in range(8)])
             eventually(lambda: sum(answer.done() for answer in calls) == 6)
-        assert sorted(answer.result(30) for answer in calls) == [(200, None)] * 2 + [(503, "1")] * 6
+        assert sorted(answer.result(PATIENCE) for answer in calls) == [(200, None)] * 2 + [(503, "1")] * 6
         assert Receipt.objects.count() == 3
         assert {call(number)[0] for number in range(20)} == {200}
     finally:

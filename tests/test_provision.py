@@ -41,7 +41,7 @@ from tests.delivering import (
     writes,
 )
 from tests.test_admin import press
-from tests.threads import Gate, eventually, start, together
+from tests.threads import PATIENCE, Gate, eventually, start, together
 from workers import drain
 
 pytestmark = pytest.mark.django_db
@@ -444,7 +444,7 @@ def test_resync_creates_again_what_was_deleted_in_odp(odp: ThreadedSandbox, sett
     drain_all(shop)
     assert odp.odp("GET", "/v3/segments/lytics_gold")[0] == 404
     assert resends.resync(gold, by="kim", reason="it was deleted")
-    resends.advance_all(shop.pk, seconds=10)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     drain_all(shop)
     assert odp.odp("GET", "/v3/segments/lytics_gold")[0] == 200
     assert odp.members("lytics_gold") == ["kim", "lee"]
@@ -486,7 +486,7 @@ def test_a_definition_that_a_person_changed_in_odp_is_noticed(
     odp.odp("PUT", "/v3/segments/lytics_gold", {"description": "x", "metadata": {}, "definition": definition})
     if how == "resync":
         assert resends.resync(gold, by="kim", reason="to look")
-        resends.advance_all(shop.pk, seconds=10)
+        resends.advance_all(shop.pk, seconds=PATIENCE)
     else:
         holds.block_audience(gold.pk, "something else")
         press(operator, "unblock", gold)
@@ -592,17 +592,17 @@ def test_while_one_worker_makes_it_no_other_claims_its_lane(
 
     def hold(*args: Any, **kwargs: Any) -> Any:
         ensuring.set()
-        go_on.wait(30)
+        go_on.wait(PATIENCE)
         return ensure(*args, **kwargs)
 
     monkeypatch.setattr(Attribute, "ensure", hold)
     (first,) = start(lambda: provision.provision_one(shop.pk))
-    ensuring.wait(30)
+    ensuring.wait(PATIENCE)
     assert provision.provision_one(shop.pk) is False
     assert claims.claim(shop.pk) is None
     assert drain.turn(shop.pk) is False
     go_on.set()
-    assert first.result(30) is True
+    assert first.result(PATIENCE) is True
     assert is_provisioned(audience)
 
 
@@ -618,7 +618,7 @@ def test_twenty_that_hang_leave_the_other_workers_to_deliveries(
 
     def hang(*args: Any, **kwargs: Any) -> Any:
         hanging.release()
-        go_on.wait(30)
+        go_on.wait(PATIENCE)
         return ensure(*args, **kwargs)
 
     monkeypatch.setattr(Attribute, "ensure", hang)
@@ -630,7 +630,7 @@ def test_twenty_that_hang_leave_the_other_workers_to_deliveries(
 
     workers = start(*[worker] * 10)
     for _ in range(claims.MAKING_AT_ONCE):
-        assert hanging.acquire(timeout=30)
+        assert hanging.acquire(timeout=PATIENCE)
     free = len(workers) - claims.MAKING_AT_ONCE
     eventually(lambda: sum(each.done() for each in workers) == free)
     assert not hanging.acquire(blocking=False)
@@ -638,7 +638,7 @@ def test_twenty_that_hang_leave_the_other_workers_to_deliveries(
     assert drain.turn(shop.pk) is True
     assert lane_of(known).delivered_sequence == 1
     go_on.set()
-    assert sorted(each.result(30) for each in workers) == [False] * free + [True] * claims.MAKING_AT_ONCE
+    assert sorted(each.result(PATIENCE) for each in workers) == [False] * free + [True] * claims.MAKING_AT_ONCE
     assert sum(map(is_provisioned, new)) == claims.MAKING_AT_ONCE
 
 

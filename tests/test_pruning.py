@@ -46,6 +46,7 @@ from tests.delivering import (
     make_install,
 )
 from tests.messages import body, message
+from tests.threads import PATIENCE
 
 pytestmark = pytest.mark.django_db
 
@@ -516,7 +517,7 @@ def in_another_session(work: Callable[[], Any]) -> Any:
 
     thread = Thread(target=run)
     thread.start()
-    thread.join(30)
+    thread.join(PATIENCE)
     assert found, "it waited for a lock"
     return found[0]
 

@@ -15,6 +15,7 @@ from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import drain_all, make_install
 from tests.messages import body, message
 from tests.test_admin import hidden, press, url
+from tests.threads import PATIENCE
 
 pytestmark = pytest.mark.django_db
 
@@ -62,7 +63,7 @@ def test_all_of_a_reason_are_read_by_the_field_chosen(operator: Client, shop: In
     answered = operator.post(group(shop), {**hidden(asked), "read_by": "email"}, follow=True)
     assert "Read by the field email." in answered.content.decode()
     assert Resend.objects.get().identifier_field == "email"
-    resends.advance_all(shop.pk, seconds=30)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     drain_all(shop)
     assert identifiers() == ["alex@example.com", "kim@example.com"]
     assert Membership.objects.filter(is_member=True).count() == 2
@@ -73,7 +74,7 @@ def test_all_of_a_reason_are_read_by_the_field_chosen(operator: Client, shop: In
 def test_an_item_without_the_chosen_field_stays_parked(operator: Client, shop: Install) -> None:
     asked = operator.get(group(shop)).content.decode()
     operator.post(group(shop), {**hidden(asked), "read_by": "_uids"})
-    resends.advance_all(shop.pk, seconds=30)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     assert identifiers() == ["u-1"]
     assert Parked.objects.filter(closed_at=None).count() == 1
     assert Resend.objects.get().stayed == 1

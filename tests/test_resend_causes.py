@@ -20,6 +20,7 @@ from audiences.receiving import resend_causes
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import drain_all, enter, give_up, happen, lane_of, make_delivered, make_install
 from tests.people import someone
+from tests.threads import PATIENCE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -41,7 +42,7 @@ def cause_of(run: Run) -> str:
 
 def resync(shop: Install, gold: Audience) -> None:
     assert resends.resync(gold, by="kim", reason="why not")
-    resends.advance_all(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
 
 
 def test_events_from_lytics_have_no_other_cause(shop: Install, gold: Audience) -> None:

@@ -37,6 +37,7 @@ from tests.delivering import (
 )
 from tests.lytics_api import Lytics
 from tests.test_pruning import delivery_of
+from tests.threads import PATIENCE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -287,7 +288,7 @@ def test_an_audit_and_a_repair_after_a_restore_make_both_ends_equal(
     assert found is not None
     assert next(audits.finish([found])).differing == 3
     assert resends.repair(Audit.objects.get(pk=found.pk), by="kim", reason="restored")
-    resends.advance_all(restored.install_id, seconds=5)
+    resends.advance_all(restored.install_id, seconds=PATIENCE)
     drain_all(restored.install)
 
     again = Audit.objects.latest("pk")

@@ -41,7 +41,7 @@ from tests.delivering import (
 )
 from tests.messages import body, message
 from tests.test_twins import change_definition
-from tests.threads import Gate, eventually, start, waiting_for_a_lock
+from tests.threads import PATIENCE, Gate, eventually, start, waiting_for_a_lock
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -71,7 +71,7 @@ def steps(audience: Audience) -> None:
         moved = drain_all(audience.install)
         retirements = Retirement.objects.filter(retiring.UNFINISHED, audience__install=audience.install)
         advanced = [retiring.advance(pk) for pk in retirements.values_list("pk", flat=True)]
-        resends.advance_all(audience.install_id, seconds=5)
+        resends.advance_all(audience.install_id, seconds=PATIENCE)
         if not moved and not any(advanced) and not drain_all(audience.install):
             return
     raise AssertionError("it never comes to an end")
@@ -295,7 +295,7 @@ def test_a_call_during_the_last_step_comes_after_the_end_of_the_log(
 
     monkeypatch.setattr(retiring, "_still_members", meanwhile)
     assert retiring.advance(retirement.pk)
-    calls[0].result(30)
+    calls[0].result(PATIENCE)
     steps(gold)
     assert {row[0] for row in ledger_of(gold).values()} == {False}
     assert "ann" not in ledger_of(gold)
@@ -424,8 +424,8 @@ def claim_behind(install: Install, change: Callable[[], object]) -> provision.Ma
         return provision.claim(install.pk)
 
     committed, claimed = start(commit_late, claim)
-    committed.result(30)
-    found: provision.Making | None = claimed.result(30)
+    committed.result(PATIENCE)
+    found: provision.Making | None = claimed.result(PATIENCE)
     return found
 
 
@@ -435,7 +435,7 @@ def test_a_resend_of_the_audience_ends_before_its_log_does(gold: Audience) -> No
     assert resends.resync(gold, by="sam", reason="x")
     drain_all(gold.install)
     assert not retiring.advance(retirement.pk)
-    resends.advance_all(gold.install_id, seconds=5)
+    resends.advance_all(gold.install_id, seconds=PATIENCE)
     steps(gold)
     assert word(gold) == "retired"
     assert lane_of(gold).member_count == 0
@@ -928,7 +928,7 @@ def test_no_resend_begins_while_a_retirement_ends_the_log(gold: Audience) -> Non
         holds.end_log(gold.pk, 9)
         (asked,) = start(lambda: resends.resync(gold, by="sam", reason="x"))
         eventually(lambda: waiting_for_a_lock() or asked.done())
-    assert not asked.result(30)
+    assert not asked.result(PATIENCE)
 
 
 def test_an_install_that_is_off_lets_it_wait(gold: Audience) -> None:
@@ -936,7 +936,7 @@ def test_an_install_that_is_off_lets_it_wait(gold: Audience) -> None:
     assert retiring.due() == [gold.install_id]
     Install.objects.update(enabled=False)
     assert retiring.due() == []
-    retiring.advance_all(gold.install_id, seconds=5)
+    retiring.advance_all(gold.install_id, seconds=PATIENCE)
     assert Retirement.objects.get().done == 0, "a resend may wake the worker"
 
 
@@ -945,7 +945,7 @@ def test_an_audience_that_somebody_has_locked_lets_it_wait(gold: Audience) -> No
     with transaction.atomic():
         Audience.objects.select_for_update().get(pk=gold.pk)
         (step,) = start(lambda: retiring.advance(retirement.pk))
-        assert not step.result(30)
+        assert not step.result(PATIENCE)
     assert Retirement.objects.get().done == 0
 
 
@@ -982,7 +982,7 @@ def test_a_retirement_that_fails_does_not_delay_the_others(
         append(audience, *args)
 
     monkeypatch.setattr(retiring, "_append", fails)
-    retiring.advance_all(shop.pk, seconds=5)
+    retiring.advance_all(shop.pk, seconds=PATIENCE)
     assert word(silver) == "retired"
     assert Retirement.objects.get(audience=gold).done == 0
     assert [failure.words for failure in failures.recent() if failure.task == "resend"] == ["RuntimeError: a bug"]

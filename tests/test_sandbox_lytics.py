@@ -27,6 +27,7 @@ from sandbox.lytics.calls import LONGEST_DELAY, calls
 from sandbox.lytics.model import Memberships, Message, nanoseconds
 from sandbox.lytics.sender import Job, Sender, Stopped, retry_after
 from sandbox.lytics.stream import Plan, Stream
+from tests.threads import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 
@@ -458,7 +459,7 @@ class TestDelivery:
         self, send: Any, receiver: Receiver, callers: int
     ) -> None:
         everyone = threading.Barrier(callers)
-        receiver.hold = lambda: everyone.wait(5) if len(receiver.bodies) <= callers else None
+        receiver.hold = lambda: everyone.wait(PATIENCE) if len(receiver.bodies) <= callers else None
         code, _ = send("--events", 2000, "--batch", 10, "--callers", callers)
         assert code == 0
         assert receiver.most_inside == callers

@@ -25,6 +25,7 @@ from sandbox.odp.account.assumptions import Assumptions
 from sandbox.odp.account.changes import CHANGES, changes_of
 from sandbox.odp.testing import ROOT, ControlledSandbox, RunningSandbox, ThreadedSandbox
 from sandbox.odp.world import Options
+from tests.threads import PATIENCE
 
 UNLIMITED = {"rates": {"profiles": 0, "lists": 0, "graphql": 0}}
 FIELDS = "/v3/schema/objects/customers/fields"
@@ -98,7 +99,7 @@ def audiences(odp: ControlledSandbox, user: str, *subset: str, by: str = "fs_use
     return [edge["node"]["name"] for edge in body["data"]["customer"]["audiences"]["edges"]]
 
 
-def eventually(true: Callable[[], bool], seconds: float = 5) -> bool:
+def eventually(true: Callable[[], bool], seconds: float = PATIENCE) -> bool:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         if true():

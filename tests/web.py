@@ -16,6 +16,7 @@ from pytest_django.plugin import DjangoDbBlocker
 from local.processes import Fleet, free_port, read_pid
 from local.stack import Memory, Stack
 from tests.relay import Relay
+from tests.threads import PATIENCE
 
 
 def logger_of(config: Config) -> Logger:
@@ -61,7 +62,7 @@ class Web:
         for relay in (self.database, self.broker):
             relay.close()
 
-    def http(self, *, timeout: float = 30) -> HTTPConnection:
+    def http(self, *, timeout: float = PATIENCE) -> HTTPConnection:
         return HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def call(self, method: str, path: str, body: Any = None, **headers: str) -> HTTPResponse:
@@ -89,7 +90,7 @@ class Web:
         return self.peaks()
 
     def raw(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
 
 def web_of_a_module(**settings: str) -> Any:
