@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from cryptography.fernet import Fernet
 from django.contrib.auth.models import Permission, User
 from django.core.management import CommandError, call_command
 from django.db import Error, connection, transaction
@@ -21,6 +22,7 @@ from audiences import lytics_account, naming, sessions
 from audiences.agreement import asking_odp, audits, comparing, odp_reasons, repairs, scanning, sizes, words
 from audiences.agreement.steps import Step
 from audiences.delivery import holds, leases
+from audiences.encryption import WRONG_KEY
 from audiences.models import Again, Audience, Audit, Difference, Event, Install, Lane, Membership, Parked, ScannedMember
 from audiences.operations import parked_items, resends
 from lytics import times
@@ -453,7 +455,7 @@ def test_after_a_clock_was_set_back_an_audit_waits_once_more(
     waiting = Audit.objects.get()
     assert waiting.next_at is not None
     assert timedelta(seconds=50) < waiting.next_at - now() <= timedelta(seconds=60)
-    assert "usable" not in words.result(waiting), "a planned wait"
+    assert "failed" not in words.result(waiting), "a planned wait"
     assert getattr(waiting, column) <= now()
 
 
@@ -737,13 +739,40 @@ def test_a_side_that_does_not_respond_for_a_day_ends_the_audit(
     assert asked is not None
     audits.advance_all(gold.install_id, seconds=PATIENCE)
     waiting = Audit.objects.get(pk=asked.pk)
-    again = f"; {side} gave no usable response to the last request, which is repeated at {waiting.next_at:%H:%M:%S} UTC"
+    again = f"; the last request to {side} failed, and is repeated at {waiting.next_at:%H:%M:%S} UTC"
     assert words.result(waiting).endswith(again)
     waiting.started_at = waiting.settled_since_at = now() - timedelta(hours=1)
     waiting.next_at = now() - timedelta(minutes=1)
-    assert "usable" not in words.result(waiting), "it was answered since"
+    assert "failed" not in words.result(waiting), "it was answered since"
     Audit.objects.update(started_at=now() - timedelta(days=1))
     assert finish(asked).problem == f"{side} did not respond until 1 day after the audit began."
+
+
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("secret", ["api_token", "odp_api_key"])
+def test_an_audit_waits_a_day_for_the_key_of_a_secret(
+    gold: Audience, lytics: Lytics, settings: Settings, *, begun: bool, secret: str
+) -> None:
+    asked = audits.ask(gold, mode=Audit.Mode.FULL, by="kim")
+    assert asked is not None
+    if begun:
+        settings.AUDIT_SCAN_DELAY_SECONDS = 1_000
+        audits.advance_all(gold.install_id, seconds=1)
+        settings.AUDIT_SCAN_DELAY_SECONDS = 0
+    settings.FIELD_ENCRYPTION_KEYS = [Fernet.generate_key().decode()]
+    if secret == "api_token":
+        Install.objects.update(odp_api_key=gold.install.odp_api_key)
+    else:
+        lytics_account.set_token(gold.install, "api-token")
+    Audit.objects.update(next_at=None)
+    for _ in range(2):
+        audits.advance_all(gold.install_id, seconds=5)
+        waiting = Audit.objects.get(pk=asked.pk)
+        assert (waiting.ended_at, waiting.lease_until_at) == (None, None)
+        assert waiting.next_at is not None, "other audits take their steps"
+    Audit.objects.update(asked_at=now() - audits.GIVE_UP)
+    Audit.objects.filter(started_at__isnull=False).update(started_at=now() - audits.GIVE_UP)
+    assert finish(asked).problem == WRONG_KEY
 
 
 # --- a sample ------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from cryptography.fernet import Fernet
 from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.test import Client
@@ -245,6 +246,25 @@ def test_lytics_that_rejects_the_scan_ends_the_change_with_its_reason(
     change = finish(shop)
     assert "Lytics rejects the scan" in change.problem
     assert "customers known by _id stay members" in change.problem
+
+
+def test_a_worker_without_the_key_of_the_api_token_does_not_end_the_change(
+    odp: ThreadedSandbox, shop: Install, settings: Settings
+) -> None:
+    """As while the keys are rotated: a worker that was restarted has written the token anew, and another one waits."""
+    begin(shop)
+    until(shop, Phase.AUDIT)
+    step(shop)
+    keys, settings.FIELD_ENCRYPTION_KEYS = settings.FIELD_ENCRYPTION_KEYS, [Fernet.generate_key().decode()]
+    Audit.objects.update(next_at=None)
+    audits.advance_all(shop.pk, seconds=1)
+    audit = Audit.objects.get()
+    assert (audit.ended_at, audit.problem) == (None, "")
+    assert audit.next_at is not None
+    assert step(shop)
+    settings.FIELD_ENCRYPTION_KEYS = keys
+    assert finish(shop).problem == ""
+    assert odp.members(AUDIENCE) == [mail("kim"), mail("lee"), mail("mia")]
 
 
 def test_an_audit_that_did_not_read_lytics_ends_the_change(shop: Install) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.db import IntegrityError, transaction
 from django.db.models import Case, Exists, OuterRef, Q, QuerySet, When
 from django.db.models.functions import Now
@@ -142,6 +143,8 @@ def advance_all(install_id: int, *, seconds: float, note_request: Callable[[floa
             return
         try:
             run(audit, until=until, note_request=note_request)
+        except ImproperlyConfigured as error:
+            _wait_for_key(audit, str(error))
         except Exception as error:
             if sessions.is_database_error(error):  # the audit continues when PostgreSQL is well again
                 raise
@@ -151,6 +154,16 @@ def advance_all(install_id: int, *, seconds: float, note_request: Callable[[floa
         finally:
             _held(audit).update(lease_until_at=None)
     wake_audit(install_id)
+
+
+def _wait_for_key(audit: Audit, why: str) -> None:
+    """Try the step again later, because this process can't decrypt a secret of the install. Another one may have the
+    key, as while FIELD_ENCRYPTION_KEYS is rotated.
+    """
+    log.warning("an audit waits", audience=audit.audience.odp_id, audit=audit.pk, reason=why)
+    if now() - (audit.started_at or audit.asked_at) >= GIVE_UP:
+        _end(audit, {"problem": why})
+    _held(audit).update(next_at=Now() + timedelta(seconds=scanning.AGAIN_SECONDS))
 
 
 def finish(asked: Collection[Audit]) -> Iterator[Audit]:

@@ -102,8 +102,8 @@ def _so_far(audit: Audit) -> str:
 
 
 def _unanswered(audit: Audit, side: str) -> str:
-    """That the last request got no usable response, and when it is repeated. Only an audit that repeats one waits for
-    longer than the planned waits before its first request.
+    """That the last request got no usable response or wasn't sent, and when it is repeated. Only an audit that repeats
+    one waits for longer than the planned waits before its first request.
     """
     if audit.phase == Audit.Phase.SCAN:
         planned_at, wait = audit.started_at, settings.AUDIT_SCAN_DELAY_SECONDS
@@ -116,7 +116,7 @@ def _unanswered(audit: Audit, side: str) -> str:
     if audit.next_at <= first_at + _SLACK:
         return ""
     again = f"{audit.next_at:%H:%M:%S} UTC"
-    return f"; {side} gave no usable response to the last request, which is repeated at {again}"
+    return f"; the last request to {side} failed, and is repeated at {again}"
 
 
 def _stop(audit: Audit) -> str:
