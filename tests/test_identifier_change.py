@@ -19,7 +19,7 @@ from audiences.agreement import audits
 from audiences.delivery import drafts, holds
 from audiences.insight import trials
 from audiences.models import Audience, Audit, GuidedChange, Install, Membership, Retirement
-from audiences.operations import changes, guards, identifier_changes, identifier_steps, resends, retiring
+from audiences.operations import changes, guards, identifier_changes, identifier_steps, resends, retiring, twins
 from audiences.receiving import ingest
 from sandbox.odp.testing import ThreadedSandbox
 from tests import guided
@@ -264,6 +264,29 @@ def test_a_worker_without_the_key_of_the_api_token_does_not_end_the_change(
     assert step(shop)
     settings.FIELD_ENCRYPTION_KEYS = keys
     assert finish(shop).problem == ""
+    assert odp.members(AUDIENCE) == [mail("kim"), mail("lee"), mail("mia")]
+
+
+@pytest.mark.parametrize("lost", ["audience", "audience and field"])
+def test_an_audience_that_somebody_deletes_in_odp_meanwhile_is_created_again(
+    odp: ThreadedSandbox, shop: Install, lost: str
+) -> None:
+    """No step of the change asks ODP, so the looks find it as ever. Else all repairs would differ."""
+    begin(shop)
+    until(shop, Phase.AUDIT)
+    odp.odp("DELETE", f"/v3/segments/{AUDIENCE}")
+    if lost == "audience and field":
+        (account,) = odp.world.accounts
+        del account.schema.fields[AUDIENCE]
+        for customer in account.customers.by_number.values():
+            customer.record.pop(AUDIENCE, None)
+    for _ in range(MOST):
+        goes_on = step(shop)
+        twins.look(shop.pk)
+        work(shop)
+        if not goes_on:
+            break
+    assert GuidedChange.objects.get().problem == ""
     assert odp.members(AUDIENCE) == [mail("kim"), mail("lee"), mail("mia")]
 
 

@@ -109,10 +109,9 @@ def _chosen(install: Install, there: frozenset[str] | Answer) -> Sequence[Audien
         lane__blocked_at=None,
         lane__retired_sequence=None,
     ).select_related("install", "twin")
-    # The audience of a guided change is left out: the change itself reads and writes it in ODP.
-    settled = settled.exclude(
-        pk__in=GuidedChange.objects.filter(ended_at=None, audience__isnull=False).values("audience")
-    )
+    # The audience of a guided change is left out, if the change itself reads and writes it in ODP.
+    changing = GuidedChange.objects.filter(ended_at=None, audience__isnull=False)
+    settled = settled.exclude(pk__in=changing.exclude(kind=GuidedChange.Kind.IDENTIFIER).values("audience"))
     by_age = settled.order_by(F("twin__looked_at").asc(nulls_first=True), "pk")
     ids = settled.values_list("pk", "odp_id")
     gone = [] if isinstance(there, Answer) else [pk for pk, odp_id in ids if odp_id not in there]
