@@ -27,7 +27,7 @@ from audiences.delivery import backoff, holds
 from audiences.insight import failures, state
 from audiences.models import Audience, Event, Install, Lane, Membership, Parked, Resend
 from audiences.operations import attempts, parked_items, resends
-from audiences.receiving import backlog, ingest, log_range
+from audiences.receiving import backlog, disk_usage, ingest, log_range
 from audiences.receiving.ingest import receive
 from lytics.facts import Fact, Kind
 from sandbox.odp.testing import ROOT, ThreadedSandbox
@@ -668,6 +668,22 @@ def test_it_keeps_half_of_the_high_water_mark_for_lytics(shop: Install, gold: Au
     delivered(gold)
     advance(shop)
     assert forced(gold) == numbered(12)
+
+
+def test_it_waits_while_the_database_is_over_its_mark(
+    shop: Install, gold: Audience, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls are answered 503 then, so that the disk doesn't fill up. A Resend would fill it instead."""
+    monkeypatch.setattr(disk_usage, "FRESH_SECONDS", 0.0)
+    in_the_ledger(gold, *numbered(3))
+    asked = ask_resync(gold)
+    settings.DATABASE_HIGH_WATER_BYTES = 1
+    advance(shop)
+    assert forced(gold) == []
+    assert "DATABASE_HIGH_WATER_BYTES" in state.of_resend(again(asked)).why
+    settings.DATABASE_HIGH_WATER_BYTES = 0
+    advance(shop)
+    assert forced(gold) == numbered(3)
 
 
 def test_a_release_waits_for_the_mark_as_well(shop: Install, gold: Audience, settings: Settings) -> None:

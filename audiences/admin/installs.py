@@ -256,7 +256,7 @@ class InstallAdmin(OperatorAdmin[Install]):
             "buttons": verbs.buttons(self, request, install, only=[verb.name for verb in HEAD_VERBS]),
             "lytics_buttons": verbs.buttons(self, request, install, only=[verb.name for verb in LYTICS_VERBS]),
             "guided": change_verbs.card(install),
-            "state": state.of_install(install),
+            "state": state.of_install(install, waiting=counts.free),
             "missing": drafts.missing(install) if install.key_accepted_at is None else "",
             # Offered for drafts only: a working install has calls and can't be deleted.
             "undeletable": (
@@ -314,7 +314,7 @@ class InstallAdmin(OperatorAdmin[Install]):
 
     @admin.display(description="state")
     def pill(self, install: Install) -> SafeString:
-        return pill_and_why(state.of_install(install))
+        return pill_and_why(state.of_install(install, waiting=_counts(install).free))
 
     @admin.display(description="shown in ODP")
     def proven(self, install: Install) -> SafeString | str:

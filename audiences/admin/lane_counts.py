@@ -4,22 +4,25 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from django.db.models import Count, F, OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models.functions import Coalesce
 
 from audiences.insight import trials
 from audiences.models import Install, Lane
 from audiences.receiving import backlog
 
-_WAITING = Sum(F("audience__last_sequence") - F("delivered_sequence"))
+_UNDELIVERED = F("audience__last_sequence") - F("delivered_sequence")
+_WAITING = Sum(_UNDELIVERED)
 # The list of audiences leaves out the audience of the test customers, so the count does too.
 _OF_LYTICS = ~Q(audience__segment_id=trials.SEGMENT_ID)
 _ON_HOLD = Q(Q(audience__hold_failures__gt=0) | backlog.FAULTY, blocked_at=None)
 
 
 class LaneCounts(NamedTuple):
-    """Numbers of audiences, and of events that aren't delivered (``backlog``)."""
+    """Numbers of audiences, and of undelivered events: all (``backlog``), and without held audiences (``free``)."""
 
     audiences: int = 0
     backlog: int = 0
+    free: int = 0
     blocked: int = 0
     on_hold: int = 0
     paused: int = 0
@@ -30,6 +33,7 @@ def of_installs(installs: Collection[Install]) -> dict[int, LaneCounts]:
     rows = _by_install(Lane.objects.filter(audience__install__in=[install.pk for install in installs])).annotate(
         audiences=Count("pk", filter=_OF_LYTICS),
         backlog=_WAITING,
+        free=Coalesce(Sum(_UNDELIVERED, filter=~Q(backlog.HELD | backlog.CAN_NOT_BE_MADE)), 0),
         blocked=Count("pk", filter=backlog.BLOCKED),
         on_hold=Count("pk", filter=_ON_HOLD),
         paused=Count("pk", filter=Q(paused_at__isnull=False)),

@@ -313,7 +313,7 @@ def over_the_disk_mark(installs: list[Any]) -> list[Alert]:
             " waits still goes to ODP; Lytics retries automatically and is accepted below that limit. Nothing is lost.",
             None,
             list_url(Install),
-            todo="Give PostgreSQL a larger disk, then raise DATABASE_HIGH_WATER_BYTES and restart the web processes.",
+            todo="Give PostgreSQL a larger disk, then raise DATABASE_HIGH_WATER_BYTES and restart web and workers.",
         )
     ]
 

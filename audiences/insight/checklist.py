@@ -15,7 +15,7 @@ from django.db.models.functions import Coalesce
 from audiences.insight import blocks, evidence, heartbeats, probes, state, trials
 from audiences.insight.state import State
 from audiences.models import Audience, Event, Install, Lane, Parked, Receipt
-from audiences.receiving import tokens
+from audiences.receiving import reasons_to_wait, tokens
 from lytics import reasons
 
 # The number of newest identifiers whose form is checked.
@@ -105,6 +105,8 @@ def _call(install: Install) -> Line:
         )
     if not tokens.live(install):
         return _failing(name, title, "There is no live token, so every call is answered 401.", "Press New token.")
+    if rejecting := reasons_to_wait.in_words(install):
+        return _failing(name, title, rejecting, "See Now.")
     why = "No call yet."
     if not settings.PUBLIC_URL.startswith("https://"):
         why = "No call yet. This server's public address isn't https, so Lytics can't reach it (setting PUBLIC_URL)."

@@ -23,6 +23,7 @@ from audiences.models import (
     Token,
     Trial,
 )
+from audiences.receiving import reasons_to_wait
 from audiences.receiving.backlog import room
 from lytics import times
 from odp.graphql import MembershipAnswer
@@ -58,6 +59,7 @@ _TONES = {
         "warning",
         "ending",
         "muted",
+        "rejecting calls",
         "skipped",
         "stopped",
         SKIPPED,
@@ -84,15 +86,17 @@ class State:
         return _TONE_OF.get(self.word, "none")
 
 
-def of_install(install: Install) -> State:
+def of_install(install: Install, *, waiting: int | None = None) -> State:
+    """``waiting`` is the number of deliverable events, if the caller knows it."""
     if not install.enabled:
         return State("off", "calls are answered 503; Lytics retries later")
+    rejecting = reasons_to_wait.in_words(install, waiting=waiting)
     if install.key_accepted_at is None:
-        why = f"ODP has not accepted its API key yet. {DRAFT} {hold_of_install(install)}"
+        why = f"ODP has not accepted its API key yet. {rejecting or DRAFT} {hold_of_install(install)}"
         return State("draft", why.rstrip(), alert=True)
     if install.backoff_until_at is not None:
-        return State("on hold", hold_of_install(install), alert=True)
-    return State("active")
+        return State("on hold", ". ".join(filter(None, (hold_of_install(install), rejecting))), alert=True)
+    return State("rejecting calls", rejecting, alert=True) if rejecting else State("active")
 
 
 def is_on_hold(install: Install) -> bool:

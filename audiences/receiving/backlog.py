@@ -6,6 +6,7 @@ from django.conf import settings
 from django.db.models import F, Q, Sum
 
 from audiences.models import Lane
+from audiences.receiving import disk_usage
 
 # A resend pauses while more than this many events of its audience wait: enough to keep requests full until the next
 # sweep, and few enough that a new change isn't minutes late.
@@ -49,6 +50,8 @@ def room(install_id: int, audience_id: int | None) -> tuple[int, str]:
     """How many events a resend may append now; with 0, why none. Half of the mark is kept for what Lytics sends."""
     if audience_id is not None and (waiting := of_audience(audience_id)) > AHEAD:
         return 0, f"{waiting:,} events of this audience are yet to be delivered; more follow below {AHEAD:,}"
+    if disk_usage.is_too_full():
+        return 0, "the database has reached DATABASE_HIGH_WATER_BYTES, and this would make it larger"
     left = int(settings.BACKLOG_HIGH_WATER) // 2 - of(install_id)
     return (left, "") if left > 0 else (0, "the install's backlog is at half of its high-water mark")
 

@@ -17,7 +17,7 @@ from audiences.insight.future_times import stored as stored_future_times
 from audiences.models import FutureTime
 from audiences.operations.doctor.case import Case
 from audiences.operations.doctor.registry import Found, bad, check, good, unknown, warning
-from audiences.receiving import backlog, disk_usage
+from audiences.receiving import disk_usage, reasons_to_wait
 from audiences.redis_client import client
 
 OURS = "This service"
@@ -44,15 +44,15 @@ def database(case: Case) -> Found:
 
 @check(OURS, "Install")
 def install(case: Case) -> Found:
-    """Whether the install is switched on and its backlog is below the limit above which calls get a 503."""
+    """Whether the install is switched on, and its backlog and the database are below the limits for calls."""
     if not case.install.enabled:
         return bad(
             "The install is switched off, so calls are answered 503.", "Switch Enabled on, on the install's page."
         )
-    if backlog.is_too_high(case.install.pk):
+    if reason := reasons_to_wait.of(case.install):
         return bad(
-            "Too many events wait for ODP, so calls are answered 503.",
-            "See on Now what holds deliveries up. Calls are accepted again when the backlog falls.",
+            f"Calls are answered 503: {reason}",
+            "See on Now what to do. Calls are accepted again below the limit.",
         )
     return good("The install is switched on and accepts calls.")
 
