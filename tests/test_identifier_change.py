@@ -120,6 +120,13 @@ def until(shop: Install, phase: str) -> None:
     raise AssertionError(GuidedChange.objects.values().latest("pk"))
 
 
+def until_worked(shop: Install, phase: str) -> None:
+    """The same, with the other tasks of the workers between two steps."""
+    while GuidedChange.objects.latest("pk").phase != phase:
+        assert step(shop)
+        work(shop)
+
+
 # --- the change itself ---------------------------------------------------------------------------------------
 
 
@@ -410,13 +417,50 @@ def test_an_audience_that_odp_does_not_have_yet_is_changed_when_it_has_it(
         step(shop)
         work(shop)
     change = GuidedChange.objects.get()
-    assert (change.done, change.audience, change.phase) == (1, silver, Phase.AUDIT)
-    assert change.waits_for
+    assert change.done == 1
+    assert change.waits_for.startswith("lytics_silver is on hold: it can't be created in ODP: ")
+    assert silver.provisioned_at is None
     odp.clear_faults()
     hold_runs_out(shop)
     work(shop)
     assert finish(shop).problem == ""
     assert odp.members("lytics_silver") == odp.members(AUDIENCE) == [mail("kim"), mail("lee"), mail("mia")]
+
+
+@pytest.mark.parametrize("phase", [Phase.CALLS, Phase.AUDIT, Phase.REPAIR])
+@pytest.mark.parametrize("end", ["it delivers again", "it is retired", "the change is stopped"])
+@pytest.mark.parametrize("held", ["blocked", "paused"])
+def test_a_change_waits_for_an_audience_that_delivers_nothing_until_a_person_ends_that(
+    odp: ThreadedSandbox, shop: Install, people: People, phase: str, end: str, held: str
+) -> None:
+    """Its events of before the audit wait too, so the audit would never end; and a retirement would wait for both."""
+    begin(shop)
+    until_worked(shop, phase)
+    lane = lane_of(Audience.objects.get())
+    if held == "blocked":
+        holds.block_audience(lane.pk, "The field has another type.")
+    else:
+        holds.pause(lane, by="sam", reason="holiday.")
+    people.moves(shop, "zoe", "enter")
+    for _ in range(4):
+        assert step(shop)
+        work(shop)
+    why = "blocked: The field has another type." if held == "blocked" else "paused by sam: holiday."
+    waits_for = GuidedChange.objects.get().waits_for
+    assert waits_for.startswith(f"{AUDIENCE} is {why} The change goes on when that is over.")
+    if end == "it delivers again":
+        (holds.unblock if held == "blocked" else holds.resume)(lane_of(Audience.objects.get()))
+        assert finish(shop).problem == ""
+        assert odp.members(AUDIENCE) == [mail(who) for who in ("kim", "lee", "mia", "zoe")]
+    elif end == "it is retired":
+        assert retiring.retire(Audience.objects.get(), by="sam", reason="a test")
+        for _ in range(3):
+            retiring.advance_all(shop.pk, seconds=PATIENCE)
+        assert lane_of(Audience.objects.get()).retired_sequence is not None
+        assert finish(shop).problem == ""
+    else:
+        assert changes.stop(GuidedChange.objects.get(), by="lee")
+        assert "Stopped by lee. The install reads email." in finish(shop).problem
 
 
 def test_a_newer_audience_that_odp_does_not_make_holds_nothing_up(odp: ThreadedSandbox, shop: Install) -> None:

@@ -80,7 +80,7 @@ def choose(change: GuidedChange) -> Step:
         return end()
     if change.stopped_by:
         return end(problem=f"Stopped by {change.stopped_by}.")
-    if why := _retired(audience) or _held(audience.lane):
+    if why := _retired(audience) or held(audience.lane):
         return _leave_out_for_now(change, audience, why)
     return to(
         Phase.CHECK,
@@ -101,7 +101,8 @@ def _retired(audience: Audience) -> str:
     return "retired, being retired or being taken back" if is_current else ""
 
 
-def _held(lane: Lane) -> str:
+def held(lane: Lane) -> str:
+    """Why a block or a person holds the lane; empty if neither does."""
     if lane.blocked_at is not None:
         return f"blocked: {lane.block_reason}"
     return f"paused by {lane.paused_by}: {lane.pause_reason}" if lane.paused_at is not None else ""
@@ -223,8 +224,8 @@ def was_skipped(audience: Audience, after: int) -> bool:
 
 def _hindrance(audience: Audience, lane: Lane) -> str:
     install = audience.install
-    if held := _held(lane):
-        return f"The audience is {held}"
+    if why := held(lane):
+        return f"The audience is {why}"
     if not install.enabled:
         return "The install is switched off."
     if install.backoff_until_at is not None:

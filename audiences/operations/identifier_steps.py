@@ -15,9 +15,12 @@ from django.utils.timezone import now
 
 from audiences.agreement import audits, words
 from audiences.delivery import account_switch
-from audiences.models import Again, Audience, Audit, GuidedChange, Install, Resend, Retirement
+from audiences.insight import state
+from audiences.insight.sentences import sentence
+from audiences.models import Again, Audience, Audit, GuidedChange, Install, Lane, Resend, Retirement
 from audiences.operations import identifier_changes, resends, retiring, verification
-from audiences.operations.change_steps import Step, to, wait, wait_since
+from audiences.operations.change_steps import Step, held, to, wait, wait_since
+from audiences.receiving import backlog
 from odp.client import Client
 
 Phase = GuidedChange.Phase
@@ -26,6 +29,8 @@ Phase = GuidedChange.Phase
 STORED_SECONDS = 60.0
 # The most repairs of one audience. If a difference remains, a person has to look at it.
 REPAIRS = 3
+# What ends the wait for an audience that delivers nothing.
+_HELD_CURE = "The change goes on when that is over. Or retire the audience, or press Stop."
 
 
 def _end(**changes: Any) -> Step:
@@ -62,7 +67,18 @@ def choose(change: GuidedChange) -> Step:
     # it would do so under the old field, after the audit.
     if Retirement.objects.filter(retiring.UNFINISHED, audience=audience).exists():
         return wait(f"{audience.odp_id} is being retired or taken back.")
+    if why := _held(audience):
+        return wait(f"{audience.odp_id} is {sentence(why)} {_HELD_CURE}")
     return to(Phase.AUDIT, audience=audience, audit_id=None, resend_id=None, repairs=0)
+
+
+def _held(audience: Audience) -> str:
+    """Why an audience delivers nothing until that is over; empty when it delivers. The change has no audience then, so
+    that it can be stopped, and the audience retired.
+    """
+    lanes = Lane.objects.filter(backlog.HELD | backlog.CAN_NOT_BE_MADE).select_related("audience__install")
+    lane = lanes.filter(pk=audience.pk).first()
+    return "" if lane is None else held(lane) or f"on hold: {state.of_lane(lane).why}"
 
 
 def switch_field(change: GuidedChange) -> Step:
@@ -94,6 +110,8 @@ def _all_read_by_new(change: GuidedChange) -> datetime:
 def audit(change: GuidedChange) -> Step:
     """Have an audit compare the audience with Lytics. Without a difference, the audience is done."""
     audience = _audience(change)
+    if _held(audience):
+        return to(Phase.CHOOSE, audience=None)
     if change.audit_id is None:
         return _ask(change, audience)
     found = Audit.objects.filter(pk=change.audit_id).first()
@@ -141,6 +159,8 @@ def _ask(change: GuidedChange, audience: Audience) -> Step:
 def repair(change: GuidedChange) -> Step:
     """Have the differences sent. The last step of the repair requests another audit."""
     audience = _audience(change)
+    if _held(audience):
+        return to(Phase.CHOOSE, audience=None)
     if change.resend_id is None:
         assert change.audit_id is not None
         found = Audit.objects.select_related("audience__lane").get(pk=change.audit_id)
