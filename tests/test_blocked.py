@@ -36,6 +36,29 @@ def told(client: Client, address: str = "/admin/") -> list[Any]:
     return [one for one in client.get(address).context["alerts"] if "blocked" in one.what]
 
 
+def test_the_page_of_an_audience_that_is_stuck_says_what_waits_and_what_to_do(
+    viewer: Client, three: list[Audience]
+) -> None:
+    gold, silver, tin = three
+    lanes = Lane.objects.filter(pk__in=[silver.pk, tin.pk])
+    lanes.update(blocked_at=None, block_reason="")
+    failing = {"hold_failures": 2, "hold_reason": "503: busy", "hold_since_at": now(), "hold_until_at": now()}
+    Audience.objects.filter(pk=silver.pk).update(provisioned_at=None, last_sequence=3, **failing)
+    Audience.objects.filter(pk=gold.pk).update(last_sequence=1)
+
+    def warnings(audience: Audience) -> Any:
+        return viewer.get(f"{LIST}{audience.pk}/change/").context["warnings"]
+
+    (words,) = warnings(gold)
+    assert words.startswith(
+        "1 event waiting. Other audiences are not affected. Fix the cause in ODP, then press Unblock."
+    )
+    assert warnings(silver) == ["3 events waiting. It is retried automatically, and delays no other audience."]
+    assert warnings(tin) == []
+    holds.pause(Lane.objects.get(pk=gold.pk), by="kim", reason="known")
+    assert warnings(gold) == []
+
+
 def test_audiences_blocked_by_one_cause_are_one_alert_whose_button_unblocks_each(
     operator: Client, viewer: Client, install: Install, three: list[Audience]
 ) -> None:

@@ -28,14 +28,14 @@ from audiences.admin.audience_verbs import (
 )
 from audiences.admin.audits import AuditNow
 from audiences.admin.definition_verbs import AcceptDefinition, TakeOurs
-from audiences.admin.pages import CountedPaginator, OperatorAdmin, ago, link, list_url, number, pill_and_why
+from audiences.admin.pages import CountedPaginator, OperatorAdmin, ago, count, link, list_url, number, pill_and_why
 from audiences.admin.parameters import whole_number
 from audiences.admin.replay import Replay
 from audiences.admin.resends import section
 from audiences.admin.retire_verbs import Retire, ReuseId, TakeBack
 from audiences.admin.runs_chart import chart
 from audiences.annotations import optional
-from audiences.insight import retirements, similar_slugs, state, trials
+from audiences.insight import blocks, retirements, similar_slugs, state, trials
 from audiences.models import Audience, Delivery, Event, Lane, Parked, Run
 from audiences.operations import job_looks, twins
 from audiences.receiving import backlog, resend_causes
@@ -230,6 +230,7 @@ class AudienceAdmin(OperatorAdmin[Audience]):
             "presence": job_looks.of(audience),
             "audits": audits.section(audience),
             "warnings": [
+                *_next_steps(audience.lane),
                 *retirements.words(audience),
                 *state.warnings(audience.lane),
                 *similar_slugs.warnings(audience),
@@ -243,3 +244,15 @@ class AudienceAdmin(OperatorAdmin[Audience]):
             "sent_again": section(request, audience__id__exact=audience.pk),
             "parked_url": list_url(Parked, audience__id__exact=audience.pk, resolution="open"),
         }
+
+
+def _next_steps(lane: Lane) -> list[str]:
+    """What a block or a failing creation means for the audience's events, and what to do, as *Now* says."""
+    waiting = f"{count(state.backlog(lane), 'event')} waiting."
+    if lane.retired_sequence is not None:
+        return []
+    if lane.blocked_at is not None and not state.is_set_aside(lane):
+        return [f"{waiting} Other audiences are not affected. {blocks.remedy(lane)}"]
+    if lane.paused_at is None and lane.audience.hold_failures and not lane.audience.provisioned_at:
+        return [f"{waiting} {state.remedy_of_hold(lane.audience)}"]
+    return []
