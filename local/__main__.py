@@ -119,7 +119,7 @@ def _bring_up(stack: Stack, fleet: Fleet, *, with_sandbox: bool) -> None:
 
 
 def _where(name: str, stack: Stack) -> str:
-    if os.environ.get(name):
+    if env.in_environment(name):
         return f"as {name} says"
     return f"embedded, on port {urlsplit(stack.memory.values[name]).port}"
 
@@ -153,7 +153,7 @@ def _tell_admin(stack: Stack, fleet: Fleet) -> None:
 
 def _tell_how_to_connect(stack: Stack) -> None:
     say("\nTo connect a Lytics account to an ODP account, in another terminal:")
-    elsewhere = f"DATA_DIR={shlex.quote(str(stack.folder))} " if os.environ.get("DATA_DIR") else ""
+    elsewhere = f"DATA_DIR={shlex.quote(str(stack.folder))} " if env.in_environment("DATA_DIR") else ""
     say(f"  {elsewhere}.venv/bin/python manage.py create_install NAME --odp-api-key PRIVATE_KEY")
 
 
@@ -168,7 +168,7 @@ def _showcase(stack: Stack, fleet: Fleet, *, again: bool) -> bool:
     tell("Authorization", install["authorization"])
     tell("ODP sandbox", f"{_sandbox_url(stack)}   (API key {SANDBOX_KEY})")
     tell("Lytics API", f"{stack.memory.values['LYTICS_API_URL']}   (API token {LYTICS_TOKEN})")
-    if stack.memory.values.get("SAMPLE_SENT") and not (again or os.environ.get("SAMPLE") == "1"):
+    if stack.memory.values.get("SAMPLE_SENT") and not (again or env.in_environment("SAMPLE") == "1"):
         say("\nThe sample stream was sent earlier and its data is still there; SAMPLE=1 make run sends another.")
         return True
     memberships = stack.folder / "memberships.json"
@@ -181,7 +181,7 @@ def _showcase(stack: Stack, fleet: Fleet, *, again: bool) -> bool:
 
 def _demo_install(stack: Stack, fleet: Fleet) -> dict[str, Any]:
     """The stored install of the demo, or a new one if this database doesn't have it."""
-    database = os.environ.get("DATABASE_URL") or "embedded"
+    database = env.in_environment("DATABASE_URL") or "embedded"
     try:
         known: dict[str, Any] = json.loads(stack.memory.values.get("DEMO_INSTALL", "{}"))
     except ValueError:
@@ -229,7 +229,7 @@ def _send_stream(stack: Stack, fleet: Fleet, *, webhook: str, authorization: str
 
 
 def _number(name: str, default: int) -> int:
-    value = os.environ.get(name) or str(default)
+    value = env.in_environment(name) or str(default)
     if not value.isdecimal():
         raise StackError(f"{name} must be a whole number, not {value!r}.")
     return int(value)

@@ -97,15 +97,15 @@ class Stack:
     def here(cls) -> "Stack":
         """The stack that ``DATA_DIR``, ``PORT`` and ``HOST`` name."""
         folder = env.data_dir()
-        port = os.environ.get("PORT") or "8000"
+        port = env.in_environment("PORT") or "8000"
         if not (port.isdecimal() and 0 < int(port) < 65536):
             raise StackError(f"PORT must be a number from 1 to 65535, not {port!r}.")
-        host = os.environ.get("HOST") or embedded.HOST
+        host = env.in_environment("HOST") or embedded.HOST
         return cls(folder=folder, port=int(port), host=host, memory=Memory(file=folder / "local.env"))
 
     @property
     def public_url(self) -> str:
-        return (os.environ.get("PUBLIC_URL") or f"http://{_in_url(self._address)}:{self.port}").rstrip("/")
+        return (env.in_environment("PUBLIC_URL") or f"http://{_in_url(self._address)}:{self.port}").rstrip("/")
 
     @property
     def _address(self) -> str:
@@ -119,13 +119,13 @@ class Stack:
     @property
     def is_embedded(self) -> bool:
         """Whether PostgreSQL is the embedded one."""
-        return not os.environ.get("DATABASE_URL")
+        return not env.in_environment("DATABASE_URL")
 
     @property
     def environment(self) -> dict[str, str]:
         """The environment of every child, in addition to ``local.env``."""
         ours = {"DATA_DIR": str(self.folder), "PORT": str(self.port), "PYTHONUNBUFFERED": "1"}
-        if _in_url(self._address) not in ALLOWED_HOSTS and not os.environ.get("ALLOWED_HOSTS"):
+        if _in_url(self._address) not in ALLOWED_HOSTS and not env.in_environment("ALLOWED_HOSTS"):
             public = urlsplit(self.public_url).hostname or ""
             ours["ALLOWED_HOSTS"] = ",".join({*ALLOWED_HOSTS, _in_url(self._address), _in_url(public)})
         return {**os.environ, **ours}
@@ -223,7 +223,7 @@ class Stack:
 
     def redis(self) -> Program | None:
         """The embedded Redis-compatible server, or None where ``REDIS_URL`` names another."""
-        if os.environ.get("REDIS_URL"):
+        if env.in_environment("REDIS_URL"):
             return None
         port, password = self._port_and_password("REDIS_URL", embedded.redis_url)
         return embedded.redis(folder=self.folder / "redis", port=port, password=password)
@@ -239,7 +239,7 @@ class Stack:
 
     @property
     def database_url(self) -> str:
-        return os.environ.get("DATABASE_URL") or self.memory.values["DATABASE_URL"]
+        return env.in_environment("DATABASE_URL") or self.memory.values["DATABASE_URL"]
 
     def create_database(self) -> None:
         known = self.memory.address("DATABASE_URL")
@@ -256,7 +256,7 @@ class Stack:
             psycopg.connect(self.database_url, connect_timeout=5).close()
         except psycopg.Error as error:
             raise StackError(f"The PostgreSQL that DATABASE_URL names does not answer: {_first_line(error)}") from error
-        url = os.environ.get("REDIS_URL") or self.memory.values["REDIS_URL"]
+        url = env.in_environment("REDIS_URL") or self.memory.values["REDIS_URL"]
         try:
             with redis.Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5) as server:
                 server.ping()

@@ -29,9 +29,14 @@ RENAMED = {
 }
 
 
+def in_environment(variable: str) -> str:
+    """A variable of this process without white space at its ends; empty if it isn't set."""
+    return os.environ.get(variable, "").strip()
+
+
 def data_dir() -> Path:
     """Where the local stack keeps its data: ``DATA_DIR``, or ``.data`` in the checkout."""
-    return Path(os.environ.get("DATA_DIR") or PROJECT_DIR / ".data").expanduser().absolute()
+    return Path(in_environment("DATA_DIR") or PROJECT_DIR / ".data").expanduser().absolute()
 
 
 def damaged(what: str) -> str:
@@ -56,7 +61,7 @@ def _local_file() -> dict[str, str]:
 
 def refuse_former_names() -> None:
     """Raise ``ImproperlyConfigured`` when a setting has its former name, and name the current one."""
-    found = [f"{old} is now {new}" for old, new in RENAMED.items() if os.environ.get(old) or _local_file().get(old)]
+    found = [f"{old} is now {new}" for old, new in RENAMED.items() if in_environment(old) or _local_file().get(old)]
     if found:
         raise ImproperlyConfigured(f"Settings were renamed: {', '.join(found)}. Set them by their new names only.")
 
@@ -72,7 +77,7 @@ _SHOWN = 60
 
 def _given(name: str) -> str:
     """The value without white space at its ends, such as a line end of the file that it came from; empty if not set."""
-    value = os.environ.get(name, "").strip() or _local_file().get(name, "")
+    value = in_environment(name) or _local_file().get(name, "")
     if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
         raise ImproperlyConfigured(f"{name} must be without the quotation marks around it: they would be a part of it.")
     return value

@@ -1,5 +1,6 @@
 """Every setting with odd values: it is refused in one sentence, or works; and no accepted number makes things stand."""
 
+import re
 import runpy
 from datetime import timedelta
 
@@ -11,6 +12,8 @@ from django.utils.timezone import now
 
 from audiences.models import Audience, Install, Membership
 from audiences.operations import installs
+from local.stack import Stack
+from lytics_sync import env
 from sandbox.odp.testing import ThreadedSandbox
 from tests import settings_page
 from tests.delivering import drain_all
@@ -107,6 +110,22 @@ def test_a_setting_of_any_text_has_a_check_or_needs_none() -> None:
 def test_every_number_is_read_with_bounds() -> None:
     kinds = {settings_page.KINDS["integer"], settings_page.KINDS["number"]}
     assert [one.name for one in SETTINGS if one.kind.partition(",")[0] in kinds and not one.bounds] == []
+
+
+def test_the_local_runner_reads_its_settings_without_white_space_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "PORT": " 8124 ",
+        "HOST": "  ",
+        "DATABASE_URL": " ",
+        "PUBLIC_URL": " ",
+        "DATA_DIR": " ",
+    }.items():
+        monkeypatch.setenv(name, value)
+    stack = Stack.here()
+    assert (stack.port, stack.host, stack.is_embedded) == (8124, "127.0.0.1", True)
+    assert (stack.public_url, stack.folder.name) == ("http://127.0.0.1:8124", ".data")
+    code = "".join(file.read_text(encoding="utf-8") for file in (env.PROJECT_DIR / "local").glob("*.py"))
+    assert set(re.findall(r"environ\.get\((.*?)\)", code)) == {'"MAKELEVEL"'}, "which make sets"
 
 
 @pytest.mark.django_db(transaction=True)
