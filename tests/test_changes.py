@@ -33,6 +33,7 @@ from audiences.models import (
     Worker,
 )
 from audiences.operations import change_steps, changes, forgetting, guards, resends, retiring, skips, verification
+from audiences.receiving import backlog
 from sandbox.odp.testing import ThreadedSandbox
 from tests import guided
 from tests.delivering import (
@@ -932,3 +933,32 @@ def test_a_change_that_ended_incomplete_is_on_now_until_the_install_has_another_
     GuidedChange.objects.update(ended_at=now())
     _change(shop)
     assert guided_changes.alerts(EVERYWHERE) == []
+
+
+def test_a_stop_ends_the_change_of_a_blocked_audience_whose_ledger_has_no_room_in_the_log(
+    odp: ThreadedSandbox, shop: Install, gold: Audience, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The resync waits until the audience delivers, with the reason. It goes on after the change, which it outlives."""
+    monkeypatch.setattr(backlog, "AHEAD", 1)
+    monkeypatch.setattr(resends, "CHUNK", 1)
+    change = changes.begin(shop, to=OTHER[before], by="kim", reason="a test")
+    assert change is not None
+    while GuidedChange.objects.get().phase != Phase.RESEND:
+        assert step(shop)
+        drain_all(shop)
+    holds.block_audience(gold.pk, "The field has another type.")
+    happen(gold, ("lee", "exit", 100), ("new", "enter", 100))
+    for _ in range(3):
+        assert step(shop)
+        work(shop)
+    assert "The audience is blocked: The field has another type." in GuidedChange.objects.get().waits_for
+    assert changes.stop(change, by="lee")
+    for _ in range(MOST):
+        if not step(shop):
+            break
+        work(shop)
+    assert "Stopped by lee" in GuidedChange.objects.get(ended_at__isnull=False).problem
+    assert holds.unblock(lane_of(gold))
+    for _ in range(MOST):
+        work(shop)
+    assert odp.members("lytics_gold") == ["kim", "mia", "new"]

@@ -153,6 +153,9 @@ def switch(change: GuidedChange) -> Step:
 
 def back(change: GuidedChange) -> Step:
     audience = _audience(change)
+    # Its rest would be sent by the mechanism of before, and what it has sent by the other one would be missing.
+    if change.resend_id is not None:
+        resends.stop(Resend.objects.get(pk=change.resend_id), by=change.by)
     return _switch(audience, to_=change.was, accepted="" if change.old_definition else _replaced(change, audience))
 
 
@@ -202,15 +205,17 @@ def resend(change: GuidedChange) -> Step:
     resync = Resend.objects.get(pk=change.resend_id)
     # Read after the Resend, so that the audience's last number includes all events that the Resend appended.
     audience = _audience(change)
-    if resync.ended_at is None:
-        return wait(f"{resync.done:,} of {resync.total:,} people are in the log again.")
+    lane = Lane.objects.get(pk=audience.pk)
+    # A resync may wait for room in the log until the audience delivers. After a return it goes on without the change.
+    if resync.ended_at is None and not (change.is_returning and held(lane)):
+        hindrance = _hindrance(audience, lane)
+        return wait(f"{resync.done:,} of {resync.total:,} people are in the log again. {hindrance}".strip())
     if resync.stopped_by or was_skipped(audience, change.from_sequence):
         return _await(audience, Leases(None, None))
     if change.is_returning:
         return to(Phase.CLEAN if change.old_definition else Phase.REPLACE)
     if not change.upto_sequence:
         return Step({"upto_sequence": audience.last_sequence})
-    lane = Lane.objects.get(pk=audience.pk)
     if lane.delivered_sequence < change.upto_sequence:
         waiting = change.upto_sequence - lane.delivered_sequence
         return wait(f"{waiting:,} events are to be delivered. {_hindrance(audience, lane)}".strip())
