@@ -69,7 +69,7 @@ def refuse_former_names() -> None:
 # A host name, an IP address or "*". A dot before a host name includes its subdomains.
 _HOST = re.compile(r"""\*|\.?[^\s/:\[\]@?#,"']+|\[[0-9A-Fa-f:.]+\]""")
 _IPV6 = re.compile(r"[0-9A-Fa-f:]*:[0-9A-Fa-f:.]*")
-_ORIGIN = re.compile(r"https?://(\*\.)?([^\s/:\[\]@?#*]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?")
+_ORIGIN = re.compile(r"https?://(\*\.)?([^\s/:\[\]@?#*]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?")
 _EMAIL = re.compile(r"([^<>]*<)?[^\s@<>]+@[^\s@<>]+>?")
 # Characters of a wrong value that a refusal shows.
 _SHOWN = 60
@@ -231,7 +231,8 @@ def origins(name: str, default: str) -> list[str]:
     """
     found = [origin.rstrip("/") for origin in words(name, default)]
     for origin in found:
-        if not _ORIGIN.fullmatch(origin):
+        match = _ORIGIN.fullmatch(origin)
+        if not match or not 1 <= int(match["port"] or 1) <= 65_535:
             raise ImproperlyConfigured(
                 f"{name} must have origins only, such as https://a.example.com, not {_shown(origin)}."
             )

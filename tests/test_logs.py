@@ -282,12 +282,14 @@ def test_no_identifier_of_a_customer_is_logged(odp: ThreadedSandbox) -> None:
     assert SECRETIVE not in lines.getvalue()
 
 
-# --- What Python writes by itself -----------------------------------------------------------------------------
+# --- Warnings and uncaught exceptions -------------------------------------------------------------------------
 
 BEGIN = "import django; django.setup(); import threading, warnings; "
 OF_PYTHON = {
     "a warning": "warnings.warn('odd')",
+    "a warning of two lines": "warnings.warn('odd\\nlines')",
     "an exception": "raise ValueError('odd')",
+    "a group of exceptions of two lines": "raise ExceptionGroup('odd', [ValueError('two\\nlines'), KeyError('odd')])",
     "an exception of a thread": "threading.Thread(target=lambda: int('odd')).start()",
     "an exception of a finalizer": "type('T', (), {'__del__': lambda self: int('odd')})()",
     "a line of Django": "import logging; logging.getLogger('django').warning('odd')",

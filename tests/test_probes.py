@@ -91,6 +91,17 @@ def save(operator: Client, shop: Install, **changes: Any) -> None:
     assert operator.post(address, {**sent, **changes}).status_code == 302
 
 
+def proven(odp: ThreadedSandbox, run: Run, settings: Settings, **fields: Any) -> Install:
+    """An install with the test customers' audience alone. It has a proof, and no schedule that asks for another one."""
+    shop = make_checked_install(odp, **fields)
+    tokens.create(shop)
+    trials.start(shop, by="kim")
+    run(shop)
+    assert proof(shop).word == "proven"
+    settings.PROBE_MINUTES = 0
+    return shop
+
+
 # --- when ----------------------------------------------------------------------------------------------------
 
 
@@ -120,12 +131,7 @@ def test_an_install_with_the_test_audience_alone_begins_anew_in_the_account_of_i
     operator: Client, run: Run, settings: Settings, odp: ThreadedSandbox
 ) -> None:
     """Its proof is of the account before. The new account has neither the audience nor its field."""
-    shop = make_checked_install(odp)
-    tokens.create(shop)
-    trials.start(shop, by="kim")
-    run(shop)
-    assert proof(shop).word == "proven"
-    settings.PROBE_MINUTES = 0
+    shop = proven(odp, run, settings)
     with ThreadedSandbox(Options(private_key="another.account", settings=UNLIMITED)) as other:
         save(operator, shop, odp_host=other.url, odp_api_key="another.wrong")
         assert Install.objects.get().key_accepted_at is None
@@ -142,12 +148,7 @@ def test_an_install_with_the_test_audience_alone_begins_anew_in_the_account_of_i
 def test_an_install_with_the_test_audience_alone_begins_anew_with_the_mechanism_of_its_form(
     operator: Client, run: Run, settings: Settings, odp: ThreadedSandbox, before: str
 ) -> None:
-    shop = make_checked_install(odp, mechanism=before)
-    tokens.create(shop)
-    trials.start(shop, by="kim")
-    run(shop)
-    assert proof(shop).word == "proven"
-    settings.PROBE_MINUTES = 0
+    shop = proven(odp, run, settings, mechanism=before)
     save(operator, shop, mechanism="list" if before == "attribute" else "attribute")
     assert proof(shop) == Proof("none")
     trials.start(Install.objects.get(), by="kim")
@@ -158,11 +159,7 @@ def test_an_install_with_the_test_audience_alone_begins_anew_with_the_mechanism_
 def test_another_secret_of_the_account_leaves_the_proof(
     operator: Client, run: Run, settings: Settings, odp: ThreadedSandbox
 ) -> None:
-    shop = make_checked_install(odp)
-    tokens.create(shop)
-    trials.start(shop, by="kim")
-    run(shop)
-    settings.PROBE_MINUTES = 0
+    shop = proven(odp, run, settings)
     save(operator, shop, odp_api_key=f"{shop.odp_api_key.partition('.')[0]}.another")
     assert proof(shop).word == "proven"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from django.db import connection
 
-# Seconds that a test waits for what ought to happen at once. Only a test that fails waits for so long, so it is enough
-# for a machine that is many times slower than usual.
+# Timeout in seconds of every wait in a test. It suits a machine that is many times slower than usual. Tests that pass
+# end their waits much earlier.
 PATIENCE = 120.0
 
 

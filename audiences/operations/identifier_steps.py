@@ -55,8 +55,8 @@ def choose(change: GuidedChange) -> Step:
     if change.switched_at is None:
         return to(Phase.READ_BY)
     waiting = identifier_changes.audiences(change.install).filter(pk__gt=change.last_audience_id)
-    # An audience can be missing in ODP for a long time. The change doesn't wait for one that was added after the last
-    # call that was read by the old field.
+    # ODP may not have an audience for a long time. The change doesn't wait for it if it was created here after the last
+    # call that was read by the old field: all its events were read by the new one.
     waiting = waiting.exclude(provisioned_at=None, created_at__gte=_all_read_by_new(change))
     audience = waiting.order_by("pk").first()
     if audience is None:
