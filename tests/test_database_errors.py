@@ -9,7 +9,15 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.db import Error, InternalError, connection
+from django.db import (
+    DataError,
+    Error,
+    InterfaceError,
+    InternalError,
+    OperationalError,
+    ProgrammingError,
+    connection,
+)
 
 from audiences import sessions
 from audiences.database.base import _Connection
@@ -173,3 +181,82 @@ def test_damaged_data_puts_its_audience_on_hold(shop: Install, monkeypatch: pyte
     monkeypatch.setattr(reading, "read", damaged)
     assert drain.turn(shop.pk)
     assert "invalid page" in lane_of(audience).fault_reason
+
+
+# Every SQLSTATE that this service treats in a way of its own, and others of its kind. PostgreSQL raises each here.
+ENDS_SESSION = ["25006", "25P03", "57P01", "57P02", "57P03", "57P04", "57P05", "08000", "08003", "08006", "08P01"]
+OF_SERVER = [
+    *ENDS_SESSION,
+    *["0A000", "26000", "34000", "3D000", "40001", "40P01", "53100", "53300", "55P03", "57014", "58030", "XX000"],
+]
+OF_WORK = ["22003", "22021", "23502", "23505", "42501", "42703", "42P01", "XX001", "XX002"]
+
+
+@pytest.mark.parametrize("state", [*OF_SERVER, *OF_WORK])
+def test_an_error_belongs_to_the_session_the_server_or_the_work(state: str) -> None:
+    """The first needs a new session, the first two the same work again, and the last one a person."""
+    with pytest.raises(Error) as failed:
+        run(f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$")
+    assert sessions.state_of(failed.value) == state
+    assert sessions.ends_session(failed.value.__cause__ or failed.value) is (state in ENDS_SESSION)
+    assert sessions.is_database_error(failed.value) is (state in OF_SERVER)
+
+
+def test_a_lost_connection_is_of_the_session() -> None:
+    for error in (psycopg.OperationalError("lost"), psycopg.InterfaceError("closed")):
+        assert sessions.ends_session(error)
+    for lost in (OperationalError("lost"), InterfaceError("closed")):
+        assert sessions.is_database_error(lost)
+
+
+@pytest.mark.parametrize("error", [sessions.NoAnswerError, psycopg.errors.ConnectionTimeout])
+def test_a_read_that_postgresql_does_not_answer_is_not_repeated(error: type[psycopg.Error]) -> None:
+    """The second one would wait as long again."""
+    tries = []
+
+    def work() -> None:
+        tries.append(1)
+        raise OperationalError("no answer") from error("no answer")
+
+    with pytest.raises(OperationalError):
+        sessions.read(work)
+    assert len(tries) == 1
+
+
+def test_another_failed_read_is_repeated_once_in_a_new_session() -> None:
+    pids = []
+
+    def work() -> None:
+        pids.append(run("SELECT pg_backend_pid()"))
+        run("SELECT 1 / 0")
+
+    with pytest.raises(DataError):
+        sessions.read(work)
+    assert len(set(pids)) == len(pids) == 2
+
+
+@pytest.mark.parametrize(("error", "tries"), [(ProgrammingError("no such column"), 1), (OperationalError("away"), 3)])
+def test_work_that_waits_for_postgresql_ends_at_its_limit_or_with_another_error(
+    monkeypatch: pytest.MonkeyPatch, error: Error, tries: int
+) -> None:
+    at, began = [0.0], []
+    clock = SimpleNamespace(sleep=lambda _: at.append(at[-1] + 3), monotonic=lambda: at[-1])
+    monkeypatch.setattr(sessions, "time", clock)
+
+    def work() -> None:
+        began.append(1)
+        raise error
+
+    with pytest.raises(type(error)):
+        sessions.when_back(work, seconds=5)
+    assert len(began) == tries
+
+
+def test_more_time_is_allowed_only_until_the_end_of_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "_bound_seconds", 10.0)
+    with sessions.allow_more(5):
+        assert sessions.limit_seconds() == 15
+    assert sessions.limit_seconds() == 10
+    monkeypatch.setattr(sessions, "_bound_seconds", 0.0)
+    with sessions.allow_more(5):
+        assert sessions.limit_seconds() is None
