@@ -4,12 +4,13 @@ import io
 import itertools
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ ROOT = Path(__file__).resolve().parent.parent
 FIELD = "lytics_sync_learn"
 PRIVATE_KEY = "learnpublic.learnprivate"
 LYTICS_TOKEN = "lytics-learn-token"
+
+AUDIENCE = some_audiences(how_many=1, seed=3)[0]
+CreateJob = Callable[[dict[str, Any]], None]
 
 # Assumptions that can't be learned from outside with small and reversible experiments.
 UNSEEN = {
@@ -121,6 +125,24 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "learned.json"
 
 
+@pytest.fixture
+def create(tmp_path: Path, settings: Settings) -> Iterator[CreateJob]:
+    """Creates a job of ``AUDIENCE`` with this configuration in a sandbox Lytics, which the settings name."""
+    account = LyticsAccount(tmp_path / "lytics.sqlite3")
+    list(account.recorded(Stream(Plan(events=10, audiences=[AUDIENCE], seed=3, customers=5)), "_id"))
+    with serving(account, token=LYTICS_TOKEN) as server:
+        settings.LYTICS_API_URL = server.url
+        client = LyticsClient(token=LYTICS_TOKEN, url=server.url)
+        auth = create_authorization(client, label="Sync", header="Bearer lysync_secret").item
+        assert auth is not None
+
+        def create_one(config: dict[str, Any]) -> None:
+            config = {**config, "segment_ids": [AUDIENCE.segment_id]}
+            assert create_job(client, name="Secret name", auth_ids=[auth.auth_id], config=config).item
+
+        yield create_one
+
+
 def learn(file: Path, *words: str) -> str:
     said = io.StringIO()
     call_command("learn_account", "Shop", "--yes", "--patience", "20", "--file", str(file), *words, stdout=said)
@@ -129,6 +151,11 @@ def learn(file: Path, *words: str) -> str:
 
 def answers(file: Path) -> dict[str, str]:
     return {each["question"]: each["answer"] for each in json.loads(file.read_text())["answers"]}
+
+
+def evidence(file: Path) -> dict[str, dict[str, str]]:
+    """Each answer whole, by its question."""
+    return {each["question"]: each for each in json.loads(file.read_text())["answers"]}
 
 
 def make_lab(odp: ThreadedSandbox, clock: Clock) -> Lab:
@@ -190,13 +217,41 @@ def test_each_assumption_is_a_question_or_has_a_reason_why_it_is_none() -> None:
     assert set(UNSEEN).isdisjoint(registry.QUESTIONS)
 
 
-def test_two_identifiers_of_low_confidence_are_told_from_one(
-    odp: ThreadedSandbox, install: Install, file: Path
+@pytest.mark.parametrize("fs", ["high", "low"])
+@pytest.mark.parametrize("web", ["high", "low"])
+def test_the_confidence_of_each_identifier_is_told_from_that_of_the_other(
+    odp: ThreadedSandbox, install: Install, file: Path, fs: str, web: str
 ) -> None:
-    odp.assume(fs_user_id_confidence="low", web_user_id_confidence="low")
+    odp.assume(fs_user_id_confidence=fs, web_user_id_confidence=web)
     learn(file)
     found = answers(file)
-    assert (found["fs_user_id_confidence"], found["web_user_id_confidence"]) == ("low", "low")
+    assert (found["fs_user_id_confidence"], found["web_user_id_confidence"]) == (fs, web)
+
+
+def test_where_no_write_shows_nothing_is_said_about_what_writes_do(
+    odp: ThreadedSandbox, install: Install, file: Path
+) -> None:
+    odp.assume(consent_effect="everything")
+    odp.settings(consent="opted_out")
+    learn(file)
+    found = answers(file)
+    unseen = "batch_rejection", "fs_user_id_confidence", "web_user_id_confidence", "new_vuid", "field_delay_seconds"
+    assert {found[name] for name in unseen} == {""}
+
+
+@pytest.mark.parametrize("at", [2, True])
+def test_items_that_are_named_behind_an_accepted_write_are_rejected(
+    odp: ThreadedSandbox, install: Install, file: Path, at: int
+) -> None:
+    """``True`` equals 1 in Python, and it is no position."""
+    odp.assume(batch_rejection="drop")
+    invalids = [{"is_item": True, "profile": at, "reason": "odd"}]
+    when = {"path": "/v3/profiles", "method": "POST", "body_contains": "good1"}
+    odp.fault(when, {"status": 202, "body": {"detail": {"invalids": invalids}}, "apply": True})
+    learn(file)
+    found = answers(file)
+    assert found["batch_rejection"] == "partial"
+    assert (found["bad_items"], found.get("invalids_key")) == (("named", "profile") if at == 2 else ("bare", ""))
 
 
 def test_a_delay_until_writes_show_is_measured_and_waited_for(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +264,39 @@ def test_a_delay_until_writes_show_is_measured_and_waited_for(file: Path, monkey
     assert 4 <= int(found["visible_seconds"]) <= 6
     assert 4 <= int(found["gone_seconds"]) <= 6
     assert (found["batch_rejection"], found["web_user_id_confidence"]) == ("partial", "low")
+
+
+@pytest.mark.parametrize(("field", "found"), [(10, 10), (0, 6)])
+def test_a_delay_of_a_new_field_is_told_from_the_delay_of_writes(
+    file: Path, monkeypatch: pytest.MonkeyPatch, field: int, found: int
+) -> None:
+    """If no write was refused, the first one may have been lost, so the time until one shows counts."""
+    with ThreadedSandbox(Options(private_key=PRIVATE_KEY, settings=UNLIMITED, delay=(6, 6))) as slow:
+        monkeypatch.setattr(learn_account.Command, "clock", MovedClock(slow))
+        make_install(slow, odp_api_key=PRIVATE_KEY)
+        slow.assume(field_delay_seconds=field)
+        learn(file)
+    answer = evidence(file)["field_delay_seconds"]
+    assert found <= int(answer["answer"]) <= found + 3
+    refused, accepted, shown = map(int, re.findall(r"\d+", answer["evidence"]))
+    assert (refused > 0) is (field > 0)
+    assert field <= accepted <= field + 3
+    assert shown >= accepted + 4
+
+
+def test_a_field_that_a_write_makes_has_no_delay_that_can_be_measured(
+    odp: ThreadedSandbox, install: Install, file: Path
+) -> None:
+    odp.assume(unknown_field="create")
+    learn(file)
+    answer = evidence(file)["field_delay_seconds"]
+    assert (answer["answer"], "was there before" in answer["evidence"]) == ("", True)
+
+
+def test_a_field_that_can_not_be_made_ends_the_run(odp: ThreadedSandbox, install: Install, file: Path) -> None:
+    odp.fault({"path": "/v3/schema/objects/customers/fields", "method": "POST"}, {"status": 422})
+    learn(file)
+    assert evidence(file)["consent_effect"]["evidence"].startswith("stopped: The field and the audience")
 
 
 @pytest.mark.parametrize(
@@ -248,29 +336,15 @@ def test_audiences_of_this_service_tell_nothing_about_the_hosted_app(
 
 @pytest.mark.parametrize("token", ["stored", "given", "typed"])
 def test_the_job_is_described_without_its_texts(
-    install: Install, file: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, token: str
+    install: Install, file: Path, create: CreateJob, monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:
     monkeypatch.setattr("audiences.management.arguments.input_line", lambda _: LYTICS_TOKEN)
     if token == "stored":
         lytics_account.set_token(install, LYTICS_TOKEN)
     words = {"stored": [], "given": ["--lytics-token", LYTICS_TOKEN], "typed": ["--lytics-token", "-"]}[token]
-    account = LyticsAccount(tmp_path / "lytics.sqlite3")
-    plan = Plan(events=10, audiences=some_audiences(how_many=2, seed=3), seed=3, customers=5)
-    list(account.recorded(Stream(plan), "_id"))
-    with serving(account, token=LYTICS_TOKEN) as server:
-        settings.LYTICS_API_URL = server.url
-        client = LyticsClient(token=LYTICS_TOKEN, url=server.url)
-        auth = create_authorization(client, label="Sync", header="Bearer lysync_secret").item
-        assert auth is not None
-        config = {
-            "webhook_url": f"{installs.webhook_url(install)}?x=1",
-            "segment_ids": [plan.audiences[0].segment_id],
-            "batching_enabled": True,
-            "batch_size": 250,
-            "jane@example.com": 1,
-        }
-        assert create_job(client, name="Secret name", auth_ids=[auth.auth_id], config=config).item
-        learn(file, *words)
+    config = {"batching_enabled": True, "batch_size": 250, "jane@example.com": 1}
+    create({"webhook_url": f"{installs.webhook_url(install)}?x=1", **config})
+    learn(file, *words)
     found, text = answers(file), file.read_text()
     assert (found["job_of_install"], found["audience_sizes"]) == ("found", "all")
     assert (found["missing_audience"], found["missing_person"]) == ("404", "200")
@@ -280,17 +354,42 @@ def test_the_job_is_described_without_its_texts(
         "jane",
         "lysync_secret",
         "Secret name",
-        plan.audiences[0].segment_id,
+        AUDIENCE.segment_id,
         "webhooks/lytics",
     ):
         assert secret not in text
 
 
+@pytest.mark.parametrize("with_lists", [True, False])
+def test_what_was_not_tried_is_said_and_what_odp_keeps_is_named(
+    odp: ThreadedSandbox, install: Install, file: Path, with_lists: bool
+) -> None:
+    said = learn(file, *["--lists"] * with_lists)
+    assert (f"can't delete it: the list {FIELD}" in said) is with_lists
+    assert ("wasn't tried" in evidence(file)["consent_effect"]["evidence"]) is not with_lists
+
+
+@pytest.mark.parametrize("is_ours_there", [True, False])
+def test_the_job_of_the_install_is_described_and_not_another(
+    install: Install, file: Path, create: CreateJob, is_ours_there: bool
+) -> None:
+    create({"webhook_url": "https://else.example.com", "batch_size": 111})
+    if is_ours_there:
+        create({"webhook_url": installs.webhook_url(install), "batch_size": 222})
+    learn(file, "--lytics-token", LYTICS_TOKEN)
+    found = evidence(file)
+    assert found["job_of_install"]["answer"] == ("found" if is_ours_there else "missing")
+    assert f"batch_size={222 if is_ours_there else 111}" in found["job_config"]["evidence"]
+
+
 # --- settings that follow -------------------------------------------------------------------------------------
 
 
-def test_an_empty_response_to_writes_leads_to_the_setting(odp: ThreadedSandbox, install: Install, file: Path) -> None:
-    odp.fault({"path": "/v3/profiles", "method": "POST"}, {"status": 202, "body": "", "apply": True})
+@pytest.mark.parametrize("body", ["", " \n"])
+def test_an_empty_response_to_writes_leads_to_the_setting(
+    odp: ThreadedSandbox, install: Install, file: Path, body: str
+) -> None:
+    odp.fault({"path": "/v3/profiles", "method": "POST"}, {"status": 202, "body": body, "apply": True})
     said = learn(file)
     assert answers(file)["accepted_answer"] == "empty"
     assert "\nODP_EMPTY_IS_ACCEPTED=true\n" in said
@@ -319,6 +418,10 @@ def test_a_small_body_limit_lowers_the_batch_size_only_with_a_yes(
     learn(file, "--apply")
     install.refresh_from_db()
     assert 120 <= install.batch_size <= 142
+    odp.assume(max_body_bytes=700_000)
+    learn(file, "--apply")
+    install.refresh_from_db()
+    assert install.batch_size <= 142, "a larger limit raises nothing"
 
 
 @pytest.mark.parametrize(("typed", "size"), [("y", 130), ("n", 500)])
@@ -533,9 +636,9 @@ def test_an_odp_that_goes_away_ends_the_run_and_the_report_says_so(
 ) -> None:
     odp.fault({"path": "/v3/", "after": 40}, {"status": 503})
     said = learn(file)
-    report = {each["question"]: each for each in json.loads(file.read_text())["answers"]}
-    assert set(report) == set(registry.QUESTIONS)
-    assert report["consent_effect"]["evidence"] == "stopped: ODP answered 503"
+    found = evidence(file)
+    assert set(found) == set(registry.QUESTIONS)
+    assert found["consent_effect"]["evidence"] == "stopped: ODP answered 503"
     assert "may still be in ODP" in said
     odp.clear_faults()
     learn(file, "--clean-up")
