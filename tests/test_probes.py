@@ -13,7 +13,7 @@ from pytest_django.fixtures import Settings
 
 from audiences.delivery import backoff, drafts
 from audiences.front import proofs
-from audiences.front.alerts import EVERYWHERE
+from audiences.front.alerts import EVERYWHERE, Extent
 from audiences.insight import checklist, probes, trials
 from audiences.insight.probes import Proof
 from audiences.models import Audience, GuidedChange, Install, Membership, Trial
@@ -447,3 +447,28 @@ def test_only_the_newest_probes_are_kept(shop: Install, run: Run, monkeypatch: p
         run(shop)
     assert Trial.objects.filter(is_probe=True).count() == 2
     assert Trial.objects.filter(is_probe=False).count() == 1
+
+
+LONG_AGO = now() - timedelta(hours=2)
+
+
+@pytest.mark.parametrize(
+    ("known", "well"),
+    [
+        ([Proof("none")], None),
+        ([Proof("failing", None)], False),
+        ([Proof("proven", LONG_AGO)], True),
+        ([Proof("proven", LONG_AGO), Proof("failing", LONG_AGO)], False),
+        ([Proof("proven", LONG_AGO), Proof("failing", None)], False),
+        ([Proof("proven", LONG_AGO), Proof("none")], True),
+    ],
+)
+def test_now_is_green_only_with_a_proof_and_red_with_a_failure(known: list[Proof], well: bool | None) -> None:
+    installs = [Install(pk=number, name=f"Shop {number}") for number in range(len(known))]
+    assert proofs.proof_number(installs, dict(enumerate(known))).well is well
+
+
+def test_failures_that_now_does_not_list_are_counted() -> None:
+    installs = [Install(pk=number, name=f"Shop {number}", enabled=number != 3) for number in range(4)]
+    found = proofs.not_proven(installs, dict.fromkeys(range(4), Proof("failing", LONG_AGO)), Extent(most=1))
+    assert [alert.what for alert in found][1:] == ["2 more installs whose test customer failed"]

@@ -16,9 +16,9 @@ from django.utils.timezone import now
 from pytest_django.fixtures import Settings
 
 from audiences.encryption import decrypt, encrypt, opened
-from audiences.front import expiring_tokens
+from audiences.front import expiring_tokens, troubles
 from audiences.front.alerts import EVERYWHERE, Extent
-from audiences.models import Event, Install, Token
+from audiences.models import Event, Install, Token, Trouble
 from audiences.operations import installs
 from audiences.receiving import tokens
 from tests.messages import body, message
@@ -304,3 +304,11 @@ def test_a_token_that_expires_without_a_newer_one_leads_to_a_new_one(install: In
     assert alert.todo.startswith("Make a new token")
     Install.objects.update(enabled=False)
     assert expiring_tokens.alerts(EVERYWHERE) == []
+
+
+def test_each_token_that_expires_is_a_trouble_of_its_own(install: Install) -> None:
+    """Two jobs may send one each, and a new header in one of them ends nothing in the other."""
+    tokens.create(install)
+    Token.objects.update(last_used_at=now(), expires_at=now() + timedelta(hours=1))
+    troubles.check()
+    assert Trouble.objects.filter(kind=expiring_tokens.KIND, resolved_at=None).count() == 2
